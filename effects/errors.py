@@ -1,0 +1,65 @@
+"""The errors that cross a border inside Matriarch: one small tree.
+
+Foreign exceptions (grpc, psycopg, OSError) are renamed into one of these once, in the module that meets them first.
+"""
+
+
+class MatriarchError(Exception):
+    """Anything that Matriarch raises on purpose; its text is one line that a person can act on."""
+
+
+class ConfigError(MatriarchError):
+    """The operator's: settings that are missing or wrong. Carries every fault found, not only the first."""
+
+    def __init__(self, faults: list[str]) -> None:
+        self.faults = faults
+        super().__init__("\n".join(faults))
+
+
+class EtcdError(MatriarchError):
+    """The world's: a call to etcd that did not end in a usable answer."""
+
+
+class EtcdUnavailable(EtcdError):
+    """No endpoint answered, or none that has a leader; the call was certainly not applied."""
+
+
+class EtcdOutcomeUnknown(EtcdError):
+    """The answer to a write was lost: it may or may not have been applied. Read again to find out."""
+
+
+class EtcdRefused(EtcdError):
+    """etcd answered and said no: not authorised, bad password, request invalid."""
+
+
+class LeaseGone(EtcdError):
+    """The lease is no longer known to etcd: it expired or was revoked, and its keys are gone."""
+
+
+class WatchCompacted(EtcdError):
+    """The revision to resume from was compacted away: read everything again."""
+
+
+class PostgresError(MatriarchError):
+    """The world's: a PostgreSQL program or query that failed."""
+
+
+class ProgramFailed(PostgresError):
+    """A PostgreSQL program ended with a status other than 0. Carries the command, the status and the end of stderr."""
+
+    def __init__(self, program: str, status: int, stderr: str) -> None:
+        self.program, self.status, self.stderr = program, status, stderr
+        last = stderr.strip().splitlines()[-1] if stderr.strip() else "no message"
+        super().__init__(f"{program} ended with status {status}: {last}")
+
+
+class FenceUnavailable(MatriarchError):
+    """The fence process cannot be reached or does not answer."""
+
+
+class LogCorrupt(MatriarchError):
+    """An entry of the transition log does not match its checksum or its predecessor."""
+
+
+class ReplayDiverged(MatriarchError):
+    """Deciding a recorded input again gave another decision than the one recorded."""
