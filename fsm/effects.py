@@ -1,0 +1,307 @@
+"""What is to be done: imperative, frozen, each with its own deadline. An executor performs one and decides nothing.
+
+`resource` names the executor's lane: effects of one lane run one after another, lanes never wait for each other.
+"""
+
+from typing import ClassVar, Literal
+
+from msgspec import Struct
+
+from fsm.facts import Upstream
+
+Resource = Literal["lease", "leader", "keys", "fence", "server", "sql", "peers", "agent"]
+
+
+class Effect(
+    Struct, frozen=True, kw_only=True, tag=True, tag_field="effect", omit_defaults=True, forbid_unknown_fields=True
+):
+    """Base of every effect. `timeout_ms`: after that long the executor answers Unknown."""
+
+    resource: ClassVar[Resource]
+    is_irreversible: ClassVar[bool] = False
+    """True: its entry must be on disk before it starts (write-ahead)."""
+    timeout_ms: int
+
+
+# ---- lease ----------------------------------------------------------------------------------------------------------
+
+
+class GrantLease(Effect, frozen=True, kw_only=True):
+    """Ask etcd for a lease. Source: etcd LeaseGrant."""
+
+    resource: ClassVar[Resource] = "lease"
+    ttl_s: int
+
+
+class RenewLease(Effect, frozen=True, kw_only=True):
+    """Renew the lease once. Source: etcd LeaseKeepAlive."""
+
+    resource: ClassVar[Resource] = "lease"
+    lease_id: int
+
+
+class RevokeLease(Effect, frozen=True, kw_only=True):
+    """Give the lease back, and with it every key that hangs on it. Source: etcd LeaseRevoke."""
+
+    resource: ClassVar[Resource] = "lease"
+    lease_id: int
+
+
+# ---- keys of etcd ---------------------------------------------------------------------------------------------------
+
+
+class TakeLeaderKey(Effect, frozen=True, kw_only=True):
+    """Create the leader key under our lease if it is absent, or bind it to our lease if it already names this node."""
+
+    resource: ClassVar[Resource] = "leader"
+    is_irreversible: ClassVar[bool] = True
+    lease_id: int
+    valid_until_ms: int
+
+
+class ReleaseLeaderKey(Effect, frozen=True, kw_only=True):
+    """Delete the leader key if it names this node."""
+
+    resource: ClassVar[Resource] = "leader"
+
+
+class ClaimInitialize(Effect, frozen=True, kw_only=True):
+    """Create `initialize` if it is absent; under our lease while it is only a claim: a dead claimant frees it."""
+
+    resource: ClassVar[Resource] = "keys"
+    is_irreversible: ClassVar[bool] = True
+    lease_id: int
+
+
+class WriteInitialize(Effect, frozen=True, kw_only=True):
+    """Write the system identifier for good, as leader."""
+
+    resource: ClassVar[Resource] = "keys"
+    system_id: str
+    valid_until_ms: int
+
+
+class WriteConfig(Effect, frozen=True, kw_only=True):
+    """Write the first dynamic configuration if there is none, as leader."""
+
+    resource: ClassVar[Resource] = "keys"
+    text: str
+    valid_until_ms: int
+
+
+class PublishMember(Effect, frozen=True, kw_only=True):
+    """Write this node's member key under its lease."""
+
+    resource: ClassVar[Resource] = "keys"
+    text: str
+    lease_id: int
+
+
+class PublishAsLeader(Effect, frozen=True, kw_only=True):
+    """Write a key that only the leader may write (`status`, `history`), guarded by the leader key being ours."""
+
+    resource: ClassVar[Resource] = "keys"
+    key: str
+    text: str
+    valid_until_ms: int
+
+
+class RequestFailover(Effect, frozen=True, kw_only=True):
+    """Write the `failover` key for an operator who asked for a switchover or failover."""
+
+    resource: ClassVar[Resource] = "keys"
+    text: str
+
+
+class ClearFailover(Effect, frozen=True, kw_only=True):
+    """Empty the `failover` key (Patroni's `{}`, never a delete) if it is still the request that was seen."""
+
+    resource: ClassVar[Resource] = "keys"
+    mod_revision: int
+
+
+# ---- fence ----------------------------------------------------------------------------------------------------------
+
+
+class ArmFence(Effect, frozen=True, kw_only=True):
+    """Let the server run until `until_ms`, and not a moment longer."""
+
+    resource: ClassVar[Resource] = "fence"
+    until_ms: int
+
+
+class DisarmFence(Effect, frozen=True, kw_only=True):
+    """Take the deadline away: the server is a standby."""
+
+    resource: ClassVar[Resource] = "fence"
+
+
+class FenceServer(Effect, frozen=True, kw_only=True):
+    """Stop a server that may accept writes, and answer when its last process is gone."""
+
+    resource: ClassVar[Resource] = "fence"
+    mode: Literal["fast", "immediate"]
+    kill_after_ms: int
+
+
+class StopServer(Effect, frozen=True, kw_only=True):
+    """Stop a standby, and answer when its last process is gone."""
+
+    resource: ClassVar[Resource] = "fence"
+    mode: Literal["fast", "immediate"]
+    kill_after_ms: int
+
+
+# ---- server ---------------------------------------------------------------------------------------------------------
+
+
+class ReadDataDirectory(Effect, frozen=True, kw_only=True):
+    """Look at the data directory with pg_controldata."""
+
+    resource: ClassVar[Resource] = "server"
+
+
+class InitDb(Effect, frozen=True, kw_only=True):
+    """Make a new cluster with initdb."""
+
+    resource: ClassVar[Resource] = "server"
+    is_irreversible: ClassVar[bool] = True
+
+
+class StartPrimary(Effect, frozen=True, kw_only=True):
+    """Start the server for writing, its fence armed from the first moment."""
+
+    resource: ClassVar[Resource] = "server"
+    is_irreversible: ClassVar[bool] = True
+    armed_until_ms: int
+    valid_until_ms: int
+
+
+class StartStandby(Effect, frozen=True, kw_only=True):
+    """Start the server as a standby; without an upstream it only replays what it has."""
+
+    resource: ClassVar[Resource] = "server"
+    upstream: Upstream | None = None
+
+
+class Follow(Effect, frozen=True, kw_only=True):
+    """Point the running standby at another upstream."""
+
+    resource: ClassVar[Resource] = "server"
+    upstream: Upstream | None
+
+
+class Promote(Effect, frozen=True, kw_only=True):
+    """Promote the running standby."""
+
+    resource: ClassVar[Resource] = "server"
+    is_irreversible: ClassVar[bool] = True
+    valid_until_ms: int
+
+
+class ClearDataDirectory(Effect, frozen=True, kw_only=True):
+    """Empty the data directory; what was in it is kept aside unless it was only this agent's own unfinished work."""
+
+    resource: ClassVar[Resource] = "server"
+    is_irreversible: ClassVar[bool] = True
+    keep_aside: bool
+
+
+class Clone(Effect, frozen=True, kw_only=True):
+    """Take a base backup of the upstream into the empty data directory."""
+
+    resource: ClassVar[Resource] = "server"
+    upstream: Upstream
+
+
+class Rewind(Effect, frozen=True, kw_only=True):
+    """Run pg_rewind against the upstream, after making sure that its control file already says `timeline`."""
+
+    resource: ClassVar[Resource] = "server"
+    is_irreversible: ClassVar[bool] = True
+    upstream: Upstream
+    timeline: int
+
+
+# ---- SQL ------------------------------------------------------------------------------------------------------------
+
+
+class Checkpoint(Effect, frozen=True, kw_only=True):
+    """Run CHECKPOINT on the own server."""
+
+    resource: ClassVar[Resource] = "sql"
+
+
+class PrepareCluster(Effect, frozen=True, kw_only=True):
+    """Create the roles that replication and rewind need, on a cluster that this node has just made."""
+
+    resource: ClassVar[Resource] = "sql"
+
+
+class ReadLeaderHistory(Effect, frozen=True, kw_only=True):
+    """Ask the leader's server how it came to its timeline (IDENTIFY_SYSTEM, TIMELINE_HISTORY)."""
+
+    resource: ClassVar[Resource] = "sql"
+    upstream: Upstream
+
+
+# ---- peers and agent ------------------------------------------------------------------------------------------------
+
+
+class AskPeers(Effect, frozen=True, kw_only=True):
+    """Ask members where they stand, all at once; those that are silent for `timeout_ms` are left out of the answer."""
+
+    resource: ClassVar[Resource] = "peers"
+    api_urls: dict[str, str]
+
+
+class AskFailsafe(Effect, frozen=True, kw_only=True):
+    """Ask members to confirm that this leader may go on although etcd does not answer."""
+
+    resource: ClassVar[Resource] = "peers"
+    api_urls: dict[str, str]
+    conn_url: str
+    api_url: str
+
+
+class Exit(Effect, frozen=True, kw_only=True):
+    """End the agent process with a status and one line of reason; the server, if one runs, is left to its fence."""
+
+    resource: ClassVar[Resource] = "agent"
+    status: int
+    reason: str
+
+
+AnyEffect = (
+    GrantLease
+    | RenewLease
+    | RevokeLease
+    | TakeLeaderKey
+    | ReleaseLeaderKey
+    | ClaimInitialize
+    | WriteInitialize
+    | WriteConfig
+    | PublishMember
+    | PublishAsLeader
+    | RequestFailover
+    | ClearFailover
+    | ArmFence
+    | DisarmFence
+    | FenceServer
+    | StopServer
+    | ReadDataDirectory
+    | InitDb
+    | StartPrimary
+    | StartStandby
+    | Follow
+    | Promote
+    | ClearDataDirectory
+    | Clone
+    | Rewind
+    | Checkpoint
+    | PrepareCluster
+    | ReadLeaderHistory
+    | AskPeers
+    | AskFailsafe
+    | Exit
+)

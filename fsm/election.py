@@ -1,0 +1,74 @@
+"""Who may stand, and who is better: the pure policy of an election. Source: Patroni's eligibility rules."""
+
+from fsm.facts import PeerReport
+from fsm.timing import OUTRANKED_FOR_MS, PEER_ANSWER_TIMEOUT_MS, PEER_REPORT_FRESH_MS
+from fsm.view import HeardPeer, View
+from fsm.wire import failover_priority, is_barred_by_tags
+
+
+def other_members(view: View) -> dict[str, str]:
+    """The API addresses of the other members that published one, by name."""
+    return {m.name: m.api_url for m in view.members.values() if m.name != view.name and m.api_url}
+
+
+def is_barred(view: View) -> bool:
+    """True when this node's own tags forbid a failover to it."""
+    return view.identity is not None and is_barred_by_tags(dict(view.identity.tags))
+
+
+def lag_bytes(view: View) -> int:
+    """How far this node is behind the last position that a leader published."""
+    return max(0, view.optime_lsn - view.position_lsn)
+
+
+def is_synchronous_enough(view: View) -> bool:
+    """True unless a synchronous mode is active and this node may miss acknowledged commits.
+
+    The `sync` key names who has every acknowledged commit; without a leader in it no commit ever waited.
+    """
+    if view.dynamic.synchronous_mode == "off" or view.sync.leader is None:
+        return True
+    return view.name == view.sync.leader or view.name in view.sync.members
+
+
+def outranks(view: View, report: PeerReport) -> bool:
+    """True when the peer should be promoted rather than this node: more WAL, or as much and a higher priority."""
+    if report.no_failover or not report.position_lsn:
+        return False
+    if report.position_lsn != view.position_lsn:
+        return report.position_lsn > view.position_lsn
+    own = failover_priority(dict(view.identity.tags)) if view.identity else 1
+    return report.failover_priority > own
+
+
+def is_primary_alive(report: PeerReport) -> bool:
+    """True when the peer says that its server accepts writes; it says so within its own deadline only."""
+    return report.role in ("primary", "master") and report.state == "running"
+
+
+def recent_reports(view: View) -> list[HeardPeer]:
+    """What members said within the last second; older positions decide nothing."""
+    return [heard for heard in view.peers.values() if view.now_ms - heard.at_ms <= OUTRANKED_FOR_MS]
+
+
+def best_rival(view: View) -> str | None:
+    """The name of a recently heard member that outranks this node or is still a primary; None if there is none."""
+    for heard in recent_reports(view):
+        if heard.report.name != view.name and (is_primary_alive(heard.report) or outranks(view, heard.report)):
+            return heard.report.name
+    return None
+
+
+def stale_or_silent_peers(view: View) -> list[str]:
+    """Members that have not yet told, in this candidacy, a position that they looked up lately."""
+    waiting = []
+    for name in other_members(view):
+        heard = view.peers.get(name)
+        if heard is None or heard.at_ms < view.state_since_ms or heard.report.probed_ago_ms > PEER_REPORT_FRESH_MS:
+            waiting.append(name)
+    return waiting
+
+
+def has_waited_long_enough(view: View) -> bool:
+    """True when silent members have had their time in this candidacy: silence is no vote."""
+    return view.now_ms - view.state_since_ms >= PEER_ANSWER_TIMEOUT_MS

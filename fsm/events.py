@@ -1,0 +1,262 @@
+"""What was observed: past tense, frozen, each with its instant. Events are the only way into `step`."""
+
+from typing import Literal
+
+from msgspec import Struct, field
+
+from fsm.facts import DataDirectory, Fact, KeyChange, PeerReport, Probe, TimelineHistory
+
+
+class Event(
+    Struct, frozen=True, kw_only=True, tag=True, tag_field="event", omit_defaults=True, forbid_unknown_fields=True
+):
+    """Base of every event. `at_ms`: when this node learned of it, CLOCK_BOOTTIME in milliseconds."""
+
+    at_ms: int
+
+
+# ---- this agent -----------------------------------------------------------------------------------------------------
+
+
+class Identity(Fact, frozen=True, kw_only=True):
+    """Who this node is and what its own configuration says; no secrets."""
+
+    name: str
+    scope: str
+    api_url: str
+    conn_url: str
+    tags: dict[str, str | int | float | bool | None] = field(default_factory=dict)
+    first_config: str = "{}"
+    """The JSON that becomes `config` when this node initializes the cluster."""
+    may_initialize: bool = True
+    clone_on_rewind_failure: bool = True
+    clone_on_divergence: bool = True
+
+
+class AgentStarted(Event, frozen=True, kw_only=True):
+    """The agent process began; everything known before is forgotten."""
+
+    identity: Identity
+    boot: str
+    wall: str
+    """The wall clock at the start, for people; never compared."""
+
+
+class Ticked(Event, frozen=True, kw_only=True):
+    """The instant came that the last decision asked to be woken at."""
+
+
+class StopAsked(Event, frozen=True, kw_only=True):
+    """Somebody asked the agent to end (SIGTERM, SIGINT)."""
+
+
+# ---- etcd -----------------------------------------------------------------------------------------------------------
+
+
+class ClusterRead(Event, frozen=True, kw_only=True):
+    """All keys of the cluster were read; the watch goes on from `revision`."""
+
+    revision: int
+    keys: tuple[KeyChange, ...]
+
+
+class KeysChanged(Event, frozen=True, kw_only=True):
+    """Keys of the cluster changed, in one or more transactions up to `revision`."""
+
+    revision: int
+    changes: tuple[KeyChange, ...]
+
+
+class EtcdLost(Event, frozen=True, kw_only=True):
+    """The watch broke; until the next ClusterRead nothing that etcd said is known to be still so."""
+
+    detail: str
+
+
+# ---- fence and server -----------------------------------------------------------------------------------------------
+
+
+class FenceConnected(Event, frozen=True, kw_only=True):
+    """The fence answers; it may hold a server from an earlier agent."""
+
+    pid: int | None = None
+    armed_until_ms: int | None = None
+
+
+class FenceLost(Event, frozen=True, kw_only=True):
+    """The fence does not answer any more; its server dies with it."""
+
+    detail: str
+
+
+class ServerSpawned(Event, frozen=True, kw_only=True):
+    """The fence started a postmaster."""
+
+    pid: int
+
+
+class ServerExited(Event, frozen=True, kw_only=True):
+    """The postmaster and every process of the server are gone."""
+
+    pid: int
+    status: int | None = None
+    signal: int | None = None
+    fired: bool = False
+    """True when the fence killed it because its deadline had passed."""
+    exited_at_ms: int = 0
+    """When the fence saw the postmaster end, on the same clock."""
+
+
+class ServerProbed(Event, frozen=True, kw_only=True):
+    """The server answered a probe. `took_ms`: how long it took to answer."""
+
+    pid: int
+    probe: Probe
+    took_ms: int = 0
+
+
+class ServerSilent(Event, frozen=True, kw_only=True):
+    """The server did not answer a probe; `starting` when it said that it takes no connections yet (SQLSTATE 57P03)."""
+
+    pid: int
+    detail: str
+    starting: bool = False
+
+
+# ---- people and peers -----------------------------------------------------------------------------------------------
+
+
+class SwitchoverAsked(Event, frozen=True, kw_only=True):
+    """An operator asked for a planned change of leader through this node."""
+
+    leader: str | None = None
+    candidate: str | None = None
+    by: str = ""
+
+
+class ReinitAsked(Event, frozen=True, kw_only=True):
+    """An operator asked to replace this node's data directory by a new base backup."""
+
+    by: str = ""
+
+
+class FailsafeAsked(Event, frozen=True, kw_only=True):
+    """A leader that cannot reach etcd asked this node to confirm that it may go on."""
+
+    leader: str
+    conn_url: str = ""
+    api_url: str = ""
+
+
+# ---- outcomes of effects --------------------------------------------------------------------------------------------
+
+
+class Result(
+    Struct, frozen=True, kw_only=True, tag=True, tag_field="result", omit_defaults=True, forbid_unknown_fields=True
+):
+    """Base of what an effect brought back."""
+
+
+class Done(Result, frozen=True, kw_only=True):
+    """It is done; there is nothing to tell."""
+
+
+class LeaseHeld(Result, frozen=True, kw_only=True):
+    """A lease was granted or renewed. `sent_at_ms`: when the request was sent, from which its life is counted."""
+
+    lease_id: int
+    ttl_s: int
+    sent_at_ms: int
+
+
+class KeyWritten(Result, frozen=True, kw_only=True):
+    """A transaction ended: `applied`, or its condition did not hold; `now` is the key afterwards if known."""
+
+    applied: bool
+    revision: int
+    now: KeyChange | None = None
+
+
+class FenceArmed(Result, frozen=True, kw_only=True):
+    """The fence confirmed that it lets the server run until then."""
+
+    until_ms: int
+
+
+class DirectoryRead(Result, frozen=True, kw_only=True):
+    """What the data directory holds."""
+
+    directory: DataDirectory
+
+
+class HistoryRead(Result, frozen=True, kw_only=True):
+    """How the leader's server came to its timeline."""
+
+    leader: str
+    history: TimelineHistory
+    wall: str = ""
+
+
+class PeersHeard(Result, frozen=True, kw_only=True):
+    """What the peers that answered said."""
+
+    reports: tuple[PeerReport, ...]
+
+
+class FailsafeHeard(Result, frozen=True, kw_only=True):
+    """Which members confirmed, and when the question had been sent."""
+
+    sent_at_ms: int
+    accepted: tuple[str, ...]
+
+
+AnyResult = Done | LeaseHeld | KeyWritten | FenceArmed | DirectoryRead | HistoryRead | PeersHeard | FailsafeHeard
+
+FailureKind = Literal["unavailable", "refused", "lease_gone", "expired", "program", "sql", "cancelled", "fence", "bug"]
+
+
+class Succeeded(Event, frozen=True, kw_only=True):
+    """The effect was performed."""
+
+    effect_id: int
+    duty: str
+    result: AnyResult
+
+
+class Failed(Event, frozen=True, kw_only=True):
+    """The effect was certainly not performed, or did not end well."""
+
+    effect_id: int
+    duty: str
+    kind: FailureKind
+    detail: str
+
+
+class Unknown(Event, frozen=True, kw_only=True):
+    """Nobody can say whether the effect was performed; the next observation will tell."""
+
+    effect_id: int
+    duty: str
+    detail: str
+
+
+AnyEvent = (
+    AgentStarted
+    | Ticked
+    | StopAsked
+    | ClusterRead
+    | KeysChanged
+    | EtcdLost
+    | FenceConnected
+    | FenceLost
+    | ServerSpawned
+    | ServerExited
+    | ServerProbed
+    | ServerSilent
+    | SwitchoverAsked
+    | ReinitAsked
+    | FailsafeAsked
+    | Succeeded
+    | Failed
+    | Unknown
+)

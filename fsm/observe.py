@@ -1,0 +1,385 @@
+"""observe(view, event) -> view: what each event adds to what this node knows. A fold: no decision is taken here."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from msgspec.structs import replace
+
+from fsm.dynamic import parse_dynamic
+from fsm.events import (
+    AgentStarted,
+    AnyEvent,
+    ClusterRead,
+    DirectoryRead,
+    Done,
+    EtcdLost,
+    Failed,
+    FailsafeAsked,
+    FailsafeHeard,
+    FenceArmed,
+    FenceConnected,
+    FenceLost,
+    HistoryRead,
+    KeysChanged,
+    KeyWritten,
+    LeaseHeld,
+    PeersHeard,
+    ReinitAsked,
+    ServerExited,
+    ServerProbed,
+    ServerSilent,
+    ServerSpawned,
+    StopAsked,
+    Succeeded,
+    SwitchoverAsked,
+    Ticked,
+    Unknown,
+)
+from fsm.facts import Key, KeyChange
+from fsm.timing import CRASH_FORGIVEN_AFTER_MS, UNANSWERED_GRACE_MS, writable_until_ms
+from fsm.view import Attempts, Fence, HeardPeer, LeaderHistory, Lease, Promise, Server, Underway, View
+from fsm.wire import FailoverRequest, parse_failover, parse_last_timeline, parse_member, parse_optime, parse_sync
+
+MEMBERS = "members/"
+
+
+def observe(view: View, event: AnyEvent) -> View:
+    """What this node knows after `event`. Every event counts one up in `seq` and moves `now_ms`, never backwards."""
+    view = replace(view, seq=view.seq + 1, now_ms=max(view.now_ms, event.at_ms))
+    return _without_unanswered(_FOLDS[type(event)](view, event))
+
+
+def _without_unanswered(view: View) -> View:
+    """Give up on executors that are long past their deadline: the outcome of their effect is unknown."""
+    late = [d for d, u in view.underway.items() if view.now_ms > u.deadline_ms + UNANSWERED_GRACE_MS]
+    for duty in late:
+        view = _with_failure(view, duty, "unknown", "the executor did not answer")
+        view = replace(view, underway={d: u for d, u in view.underway.items() if d != duty})
+    return view
+
+
+# ---- the agent ------------------------------------------------------------------------------------------------------
+
+
+def _agent_started(view: View, event: AgentStarted) -> View:
+    return View(seq=view.seq, now_ms=event.at_ms, state_since_ms=event.at_ms, identity=event.identity)
+
+
+def _unchanged(view: View, event: Ticked) -> View:
+    return view
+
+
+def _stop_asked(view: View, event: StopAsked) -> View:
+    return replace(view, is_stopping=True)
+
+
+# ---- etcd -----------------------------------------------------------------------------------------------------------
+
+
+def _cluster_read(view: View, event: ClusterRead) -> View:
+    etcd = replace(view.etcd, is_watched=True, revision=event.revision, lost_since_ms=None, detail="")
+    gone = [
+        KeyChange(key=name, value=None, mod_revision=event.revision)
+        for name, key in view.keys.items()
+        if key.value is not None and name not in {change.key for change in event.keys}
+    ]
+    return _with_changes(replace(view, etcd=etcd), [*event.keys, *gone])
+
+
+def _keys_changed(view: View, event: KeysChanged) -> View:
+    etcd = replace(view.etcd, revision=max(view.etcd.revision, event.revision))
+    return _with_changes(replace(view, etcd=etcd), event.changes)
+
+
+def _etcd_lost(view: View, event: EtcdLost) -> View:
+    since = view.etcd.lost_since_ms if view.etcd.lost_since_ms is not None else event.at_ms
+    return replace(view, etcd=replace(view.etcd, is_watched=False, lost_since_ms=since, detail=event.detail))
+
+
+def _with_changes(view: View, changes: Iterable[KeyChange]) -> View:
+    """Take over each change that is newer than what is known of its key: answers and events may be out of order."""
+    keys = dict(view.keys)
+    newer = []
+    for change in changes:
+        known = keys.get(change.key)
+        if known is None or change.mod_revision >= known.mod_revision:
+            keys[change.key] = Key(
+                value=change.value,
+                mod_revision=change.mod_revision,
+                create_revision=change.create_revision,
+                lease_id=change.lease_id,
+            )
+            newer.append(change)
+    view = replace(view, keys=keys)
+    for change in newer:
+        view = _with_meaning(view, change)
+    return view
+
+
+def _with_meaning(view: View, change: KeyChange) -> View:
+    """What a changed key means beyond its text."""
+    if change.key.startswith(MEMBERS):
+        return replace(view, members=_members_after(view, change))
+    match change.key:
+        case "leader":
+            since = None if change.value is not None else view.leader_free_since_ms or view.now_ms
+            return replace(view, leader_free_since_ms=since)
+        case "config":
+            return replace(view, dynamic=parse_dynamic(change.value))
+        case "failover":
+            request = parse_failover(change.value, change.mod_revision)
+            return replace(view, failover=request, failover_seen_at_ms=view.now_ms)
+        case "status":
+            return replace(view, optime_lsn=parse_optime(change.value))
+        case "sync":
+            return replace(view, sync=parse_sync(change.value))
+        case "history":
+            return replace(view, last_timeline=parse_last_timeline(change.value))
+        case _:
+            return view
+
+
+def _members_after(view: View, change: KeyChange) -> dict[str, Any]:
+    name = change.key.removeprefix(MEMBERS)
+    others = {n: m for n, m in view.members.items() if n != name}
+    return others if change.value is None else {**others, name: parse_member(name, change.value)}
+
+
+# ---- fence and server -----------------------------------------------------------------------------------------------
+
+
+def _fence_connected(view: View, event: FenceConnected) -> View:
+    fence = Fence(is_connected=True, armed_until_ms=event.armed_until_ms)
+    if event.pid is None:
+        return replace(view, fence=fence, server=Server(process="absent"))
+    # An armed server may have been told to promote by the agent before this one.
+    armed = event.armed_until_ms is not None
+    server = Server(
+        process="running",
+        pid=event.pid,
+        spawned_at_ms=event.at_ms,
+        may_be_primary=armed,
+        is_promotion_asked=armed,
+    )
+    return replace(view, fence=fence, server=server)
+
+
+def _fence_lost(view: View, event: FenceLost) -> View:
+    return replace(view, fence=Fence(), server=Server(process="unknown"), directory=None)
+
+
+def _server_spawned(view: View, event: ServerSpawned) -> View:
+    server = Server(
+        process="running",
+        pid=event.pid,
+        spawned_at_ms=event.at_ms,
+        is_starting=True,
+        may_be_primary="start-standby" not in view.underway,
+        failed_starts=view.server.failed_starts,
+    )
+    return replace(view, server=server, directory=None)
+
+
+def _server_exited(view: View, event: ServerExited) -> View:
+    if event.pid != view.server.pid:
+        return view
+    was_asked = any(u.kind in ("FenceServer", "StopServer") for u in view.underway.values())
+    served_since = view.server.served_since_ms
+    forgiven = served_since is not None and event.at_ms - served_since >= CRASH_FORGIVEN_AFTER_MS
+    before = 0 if forgiven else view.server.failed_starts
+    server = Server(
+        process="absent",
+        exited_at_ms=event.exited_at_ms or event.at_ms,
+        failed_starts=before + (0 if was_asked else 1),
+    )
+    return replace(view, server=server, directory=None, fence=replace(view.fence, armed_until_ms=None))
+
+
+def _server_probed(view: View, event: ServerProbed) -> View:
+    if event.pid != view.server.pid:
+        return view  # a late answer of an earlier postmaster
+    server = replace(
+        view.server,
+        probe=event.probe,
+        probed_at_ms=event.at_ms,
+        silent_since_ms=None,
+        is_starting=False,
+        served_since_ms=view.server.served_since_ms if view.server.served_since_ms is not None else event.at_ms,
+        may_be_primary=not event.probe.in_recovery or view.server.is_promotion_asked,
+    )
+    return replace(view, server=server)
+
+
+def _server_silent(view: View, event: ServerSilent) -> View:
+    if event.pid != view.server.pid:
+        return view
+    since = view.server.silent_since_ms if view.server.silent_since_ms is not None else event.at_ms
+    return replace(view, server=replace(view.server, silent_since_ms=since, is_starting=event.starting))
+
+
+# ---- people and peers -----------------------------------------------------------------------------------------------
+
+
+def _switchover_asked(view: View, event: SwitchoverAsked) -> View:
+    return replace(view, switchover=FailoverRequest(leader=event.leader, candidate=event.candidate))
+
+
+def _reinit_asked(view: View, event: ReinitAsked) -> View:
+    return replace(view, is_reinit_asked=True)
+
+
+def _failsafe_asked(view: View, event: FailsafeAsked) -> View:
+    """Promise not to stand, unless this node holds or is taking the key, or etcd names another leader."""
+    names_another = view.etcd.is_watched and view.leader not in (None, event.leader)
+    if names_another or view.leader == view.name or "take-leader-key" in view.underway:
+        return view
+    until_ms = event.at_ms + view.dynamic.ttl_s * 1000
+    return replace(view, promise=Promise(leader=event.leader, until_ms=until_ms))
+
+
+# ---- outcomes -------------------------------------------------------------------------------------------------------
+
+
+def _succeeded(view: View, event: Succeeded) -> View:
+    view = _answered(view, event.duty, event.effect_id)
+    view = replace(
+        view,
+        achieved={**view.achieved, event.duty: event.at_ms},
+        attempts={d: a for d, a in view.attempts.items() if d != event.duty},
+    )
+    return _RESULTS[type(event.result)](view, event, event.result)
+
+
+def _failed(view: View, event: Failed) -> View:
+    view = _with_failure(_answered(view, event.duty, event.effect_id), event.duty, event.kind, event.detail)
+    return _after_failure(view, event)
+
+
+def _after_failure(view: View, event: Failed) -> View:
+    """What some failures tell beyond having failed."""
+    if event.kind == "lease_gone":
+        return replace(view, lease=None)
+    if event.duty in CHANGES_DIRECTORY:
+        return replace(view, directory=None)
+    return view
+
+
+def _unknown(view: View, event: Unknown) -> View:
+    view = _with_failure(_answered(view, event.duty, event.effect_id), event.duty, "unknown", event.detail)
+    return replace(view, directory=None) if event.duty in CHANGES_DIRECTORY else view
+
+
+CHANGES_DIRECTORY = frozenset({"init-db", "clone", "rewind", "clear-directory", "clear-unfinished-init"})
+"""Duties whose effect touches the data directory: whatever their outcome, it is read again."""
+
+
+def _answered(view: View, duty: str, effect_id: int) -> View:
+    underway = view.underway.get(duty)
+    if underway is None or underway.effect_id != effect_id:
+        return view
+    return replace(view, underway={d: u for d, u in view.underway.items() if d != duty})
+
+
+def _with_failure(view: View, duty: str, kind: str, detail: str) -> View:
+    before = view.attempts[duty].failures if duty in view.attempts else 0
+    attempts = Attempts(failures=before + 1, failed_at_ms=view.now_ms, kind=kind, detail=detail)
+    return replace(view, attempts={**view.attempts, duty: attempts})
+
+
+def _done(view: View, event: Succeeded, result: Done) -> View:
+    if event.duty in CHANGES_DIRECTORY:
+        is_asked = view.is_reinit_asked and event.duty != "clone"
+        return replace(view, directory=None, is_reinit_asked=is_asked)
+    match event.duty:
+        case "disarm-fence":
+            return replace(view, fence=replace(view.fence, armed_until_ms=None))
+        case "revoke-lease":
+            return replace(view, lease=None)
+        case "request-failover":
+            return replace(view, switchover=None)
+        case _:
+            return view
+
+
+def _lease_held(view: View, event: Succeeded, result: LeaseHeld) -> View:
+    known = view.lease
+    if known and known.lease_id == result.lease_id and known.sent_at_ms >= result.sent_at_ms:
+        return view
+    return replace(view, lease=Lease(lease_id=result.lease_id, ttl_s=result.ttl_s, sent_at_ms=result.sent_at_ms))
+
+
+def _key_written(view: View, event: Succeeded, result: KeyWritten) -> View:
+    if event.duty == "publish-member" and result.applied:
+        view = replace(view, published_at_ms=event.at_ms)
+    if event.duty == "request-failover":
+        view = replace(view, switchover=None)
+    return _with_changes(view, [result.now]) if result.now else view
+
+
+def _fence_armed(view: View, event: Succeeded, result: FenceArmed) -> View:
+    return replace(view, fence=replace(view.fence, armed_until_ms=result.until_ms))
+
+
+def _directory_read(view: View, event: Succeeded, result: DirectoryRead) -> View:
+    return replace(view, directory=result.directory) if view.server.process == "absent" else view
+
+
+def _history_read(view: View, event: Succeeded, result: HistoryRead) -> View:
+    return replace(view, leader_history=LeaderHistory(leader=result.leader, history=result.history, wall=result.wall))
+
+
+def _peers_heard(view: View, event: Succeeded, result: PeersHeard) -> View:
+    heard = {report.name: HeardPeer(report=report, at_ms=event.at_ms) for report in result.reports}
+    return replace(view, peers={**view.peers, **heard}, peers_heard_at_ms=event.at_ms)
+
+
+def _failsafe_heard(view: View, event: Succeeded, result: FailsafeHeard) -> View:
+    """Every other member confirmed: the deadline moves as if the lease had been renewed when the question was sent."""
+    others = {name for name in view.members if name != view.name}
+    if not others <= set(result.accepted):
+        return view
+    until_ms = writable_until_ms(result.sent_at_ms, view.dynamic.ttl_s)
+    return replace(view, failsafe_until_ms=max(view.failsafe_until_ms, until_ms))
+
+
+_RESULTS: dict[type, Callable[[View, Succeeded, Any], View]] = {
+    Done: _done,
+    LeaseHeld: _lease_held,
+    KeyWritten: _key_written,
+    FenceArmed: _fence_armed,
+    DirectoryRead: _directory_read,
+    HistoryRead: _history_read,
+    PeersHeard: _peers_heard,
+    FailsafeHeard: _failsafe_heard,
+}
+
+_FOLDS: dict[type, Callable[[View, Any], View]] = {
+    AgentStarted: _agent_started,
+    Ticked: _unchanged,
+    StopAsked: _stop_asked,
+    ClusterRead: _cluster_read,
+    KeysChanged: _keys_changed,
+    EtcdLost: _etcd_lost,
+    FenceConnected: _fence_connected,
+    FenceLost: _fence_lost,
+    ServerSpawned: _server_spawned,
+    ServerExited: _server_exited,
+    ServerProbed: _server_probed,
+    ServerSilent: _server_silent,
+    SwitchoverAsked: _switchover_asked,
+    ReinitAsked: _reinit_asked,
+    FailsafeAsked: _failsafe_asked,
+    Succeeded: _succeeded,
+    Failed: _failed,
+    Unknown: _unknown,
+}
+
+
+def with_issued(view: View, duty: str, underway: Underway) -> View:
+    """What this node knows once it has told an executor to do something."""
+    view = replace(view, underway={**view.underway, duty: underway})
+    if underway.kind in ("Promote", "StartPrimary"):
+        is_promotion = underway.kind == "Promote"
+        server = replace(view.server, may_be_primary=True, is_promotion_asked=is_promotion)
+        view = replace(view, server=server)
+    return view

@@ -1,0 +1,252 @@
+"""Orders: from what is known to the effect that a duty asks for. Pure; each is named by a row of DUTIES."""
+
+from typing import Literal
+
+from fsm import effects as do
+from fsm.election import other_members
+from fsm.facts import Upstream
+from fsm.guards import leader_to_follow, wanted_upstream
+from fsm.publish import failsafe_addresses, history_text, member_text, own_address, status_text
+from fsm.timelines import known_history
+from fsm.timing import PEER_ANSWER_TIMEOUT_MS, renew_timeout_ms
+from fsm.view import View
+from fsm.wire import FailoverRequest, compact
+
+LONG_MS = 24 * 3600 * 1000
+"""For work whose length is the data's (base backup, pg_rewind, recovery): it is watched by progress, not by a clock."""
+
+KEYS_TIMEOUT_MS = 2_000
+SERVER_TIMEOUT_MS = 10_000
+
+
+def grant_lease(view: View) -> do.GrantLease:
+    """A lease of the cluster's ttl."""
+    return do.GrantLease(timeout_ms=KEYS_TIMEOUT_MS, ttl_s=view.dynamic.ttl_s)
+
+
+def renew_lease(view: View) -> do.RenewLease:
+    """One renewal, short enough that another fits before the deadline."""
+    assert view.lease is not None
+    return do.RenewLease(timeout_ms=renew_timeout_ms(view.lease.ttl_s), lease_id=view.lease.lease_id)
+
+
+def revoke_lease(view: View) -> do.RevokeLease:
+    """Give the lease back on the way out, so that nobody waits for it to run out."""
+    assert view.lease is not None
+    return do.RevokeLease(timeout_ms=KEYS_TIMEOUT_MS, lease_id=view.lease.lease_id)
+
+
+def take_leader_key(view: View) -> do.TakeLeaderKey:
+    """The leader key under the present lease."""
+    assert view.lease is not None
+    return do.TakeLeaderKey(
+        timeout_ms=KEYS_TIMEOUT_MS, lease_id=view.lease.lease_id, valid_until_ms=view.lease.writable_until_ms
+    )
+
+
+def release_leader_key(view: View) -> do.ReleaseLeaderKey:
+    """Let the next leader take the key."""
+    return do.ReleaseLeaderKey(timeout_ms=KEYS_TIMEOUT_MS)
+
+
+def claim_initialize(view: View) -> do.ClaimInitialize:
+    """The right to make the cluster, for as long as this node's lease lives."""
+    assert view.lease is not None
+    return do.ClaimInitialize(timeout_ms=KEYS_TIMEOUT_MS, lease_id=view.lease.lease_id)
+
+
+def write_initialize(view: View) -> do.WriteInitialize:
+    """The cluster's identity, for good."""
+    return do.WriteInitialize(
+        timeout_ms=KEYS_TIMEOUT_MS, system_id=view.system_id, valid_until_ms=view.writable_until_ms
+    )
+
+
+def write_config(view: View) -> do.WriteConfig:
+    """The first dynamic configuration, from this node's own settings."""
+    assert view.identity is not None
+    return do.WriteConfig(
+        timeout_ms=KEYS_TIMEOUT_MS, text=view.identity.first_config, valid_until_ms=view.writable_until_ms
+    )
+
+
+def publish_member(view: View) -> do.PublishMember:
+    """This node's member key as it should be."""
+    assert view.lease is not None
+    return do.PublishMember(timeout_ms=KEYS_TIMEOUT_MS, text=member_text(view), lease_id=view.lease.lease_id)
+
+
+def publish_status(view: View) -> do.PublishAsLeader:
+    """How far the leader's WAL reaches."""
+    return _as_leader(view, "status", status_text(view))
+
+
+def publish_history(view: View) -> do.PublishAsLeader:
+    """The cluster's timelines, with the one that this promotion began."""
+    return _as_leader(view, "history", history_text(view))
+
+
+def _as_leader(view: View, key: str, text: str) -> do.PublishAsLeader:
+    return do.PublishAsLeader(timeout_ms=KEYS_TIMEOUT_MS, key=key, text=text, valid_until_ms=view.writable_until_ms)
+
+
+def request_failover(view: View) -> do.RequestFailover:
+    """The operator's request, where every member sees it."""
+    request = view.switchover or FailoverRequest()
+    found = {"leader": request.leader, "member": request.candidate}
+    text = compact({key: value for key, value in found.items() if value})
+    return do.RequestFailover(timeout_ms=KEYS_TIMEOUT_MS, text=text)
+
+
+def clear_failover(view: View) -> do.ClearFailover:
+    """Nobody shall act on this request again."""
+    assert view.failover is not None
+    return do.ClearFailover(timeout_ms=KEYS_TIMEOUT_MS, mod_revision=view.failover.mod_revision)
+
+
+def arm_fence(view: View) -> do.ArmFence:
+    """The deadline that the lease, or the members' confirmation, gives."""
+    return do.ArmFence(timeout_ms=1_000, until_ms=view.writable_until_ms)
+
+
+def disarm_fence(view: View) -> do.DisarmFence:
+    """A standby needs no deadline."""
+    return do.DisarmFence(timeout_ms=1_000)
+
+
+def fence_immediately(view: View) -> do.FenceServer:
+    """Every process of the server gone as fast as the kernel allows; recovery will sort out the rest."""
+    return do.FenceServer(timeout_ms=SERVER_TIMEOUT_MS, mode="immediate", kill_after_ms=150)
+
+
+def fence_in_order(view: View) -> do.FenceServer:
+    """A fast shutdown, which hands the standbys every last record; killed before the deadline if it does not end."""
+    room_ms = max(0, view.writable_until_ms - view.now_ms)
+    return do.FenceServer(timeout_ms=room_ms + SERVER_TIMEOUT_MS, mode="fast", kill_after_ms=room_ms)
+
+
+def fence_stray(view: View) -> do.FenceServer:
+    """A primary that has no business to run: in order while the key is still ours, at once otherwise."""
+    orderly = view.leader == view.name and view.now_ms < view.writable_until_ms and "fence-stray" not in view.attempts
+    return fence_in_order(view) if orderly else fence_immediately(view)
+
+
+def stop_standby(view: View) -> do.StopServer:
+    """A standby loses nothing by a fast shutdown."""
+    mode: Literal["fast", "immediate"] = "immediate" if "stop-standby" in view.attempts else "fast"
+    return do.StopServer(timeout_ms=60_000, mode=mode, kill_after_ms=30_000)
+
+
+def read_directory(view: View) -> do.ReadDataDirectory:
+    """What lies in the data directory."""
+    return do.ReadDataDirectory(timeout_ms=SERVER_TIMEOUT_MS)
+
+
+def init_db(view: View) -> do.InitDb:
+    """A new cluster."""
+    return do.InitDb(timeout_ms=10 * 60_000)
+
+
+def start_primary(view: View) -> do.StartPrimary:
+    """The server, for writing, under the deadline that is in force."""
+    until_ms = view.writable_until_ms
+    return do.StartPrimary(timeout_ms=SERVER_TIMEOUT_MS, armed_until_ms=until_ms, valid_until_ms=until_ms)
+
+
+def start_standby(view: View) -> do.StartStandby:
+    """The server, following the leader if there is one."""
+    return do.StartStandby(timeout_ms=SERVER_TIMEOUT_MS, upstream=wanted_upstream(view))
+
+
+def follow(view: View) -> do.Follow:
+    """The running standby, towards the leader."""
+    return do.Follow(timeout_ms=SERVER_TIMEOUT_MS, upstream=wanted_upstream(view))
+
+
+def promote(view: View) -> do.Promote:
+    """The running standby, to primary."""
+    return do.Promote(timeout_ms=SERVER_TIMEOUT_MS, valid_until_ms=view.writable_until_ms)
+
+
+def clear_directory(view: View) -> do.ClearDataDirectory:
+    """Room for a base backup; a complete cluster is kept aside, half a backup is not."""
+    keep = view.directory is not None and view.directory.condition == "cluster"
+    return do.ClearDataDirectory(timeout_ms=LONG_MS, keep_aside=keep)
+
+
+def clone(view: View) -> do.Clone:
+    """A base backup of the leader."""
+    return do.Clone(timeout_ms=LONG_MS, upstream=_source(view))
+
+
+def rewind(view: View) -> do.Rewind:
+    """pg_rewind against the leader."""
+    history = known_history(view)
+    assert history is not None
+    return do.Rewind(timeout_ms=LONG_MS, upstream=_source(view), timeline=history.timeline)
+
+
+def read_leader_history(view: View) -> do.ReadLeaderHistory:
+    """How the leader came to its timeline."""
+    return do.ReadLeaderHistory(timeout_ms=3_000, upstream=_source(view))
+
+
+def read_own_history(view: View) -> do.ReadLeaderHistory:
+    """How this node's own server came to its timeline, as it will tell the others."""
+    upstream = own_address(view)
+    assert upstream is not None
+    return do.ReadLeaderHistory(timeout_ms=3_000, upstream=upstream)
+
+
+def _source(view: View) -> Upstream:
+    member = leader_to_follow(view)
+    assert member is not None
+    assert member.upstream is not None
+    return member.upstream
+
+
+def checkpoint(view: View) -> do.Checkpoint:
+    """A checkpoint of the own server."""
+    return do.Checkpoint(timeout_ms=60_000)
+
+
+def prepare_cluster(view: View) -> do.PrepareCluster:
+    """The roles that the others need."""
+    return do.PrepareCluster(timeout_ms=30_000)
+
+
+def ask_peers(view: View) -> do.AskPeers:
+    """Where every other member stands."""
+    return do.AskPeers(timeout_ms=PEER_ANSWER_TIMEOUT_MS, api_urls=other_members(view))
+
+
+def ask_successor(view: View) -> do.AskPeers:
+    """How far the named successor has come."""
+    candidate = view.failover.candidate if view.failover else None
+    urls = {name: url for name, url in other_members(view).items() if name == candidate}
+    return do.AskPeers(timeout_ms=PEER_ANSWER_TIMEOUT_MS, api_urls=urls)
+
+
+def ask_failsafe(view: View) -> do.AskFailsafe:
+    """Whether every other member lets this leader go on."""
+    assert view.identity is not None
+    return do.AskFailsafe(
+        timeout_ms=PEER_ANSWER_TIMEOUT_MS,
+        api_urls=failsafe_addresses(view),
+        conn_url=view.identity.conn_url,
+        api_url=view.identity.api_url,
+    )
+
+
+def exit_quietly(view: View) -> do.Exit:
+    """The end that was asked for."""
+    return do.Exit(timeout_ms=60_000, status=0, reason="asked to stop")
+
+
+def exit_over_foreign_data(view: View) -> do.Exit:
+    """The data belong to another cluster: nothing is touched, a person must look."""
+    reason = (
+        f"the data directory has system identifier {view.system_id}, but the cluster in etcd has {view.initialize}: "
+        "nothing was changed; give this node an empty data directory or the right scope"
+    )
+    return do.Exit(timeout_ms=60_000, status=1, reason=reason)

@@ -1,0 +1,162 @@
+"""What this node writes into etcd for others to read, in Patroni's formats and order of keys."""
+
+from typing import Any
+
+import msgspec
+
+from fsm.facts import Upstream
+from fsm.states import State
+from fsm.view import LeaderHistory, View
+from fsm.wire import PATRONI_VERSION, Member, compact
+
+POSITIONS = ("xlog_location", "receive_lsn", "replay_lsn")
+"""Fields of the member key that change all the time and are therefore published only every `loop_wait`."""
+
+
+def postgres_state(view: View) -> str:
+    """Patroni's word for what the server is doing. Source: Patroni, the 15 states of a member."""
+    busy = {u.kind for u in view.underway.values()}
+    if "InitDb" in busy:
+        return "initializing new cluster"
+    if "Clone" in busy:
+        return "creating replica"
+    if "FenceServer" in busy or "StopServer" in busy:
+        return "stopping"
+    if view.server.process != "running":
+        return "crashed" if view.state is State.LEADER and view.server.exited_at_ms else "stopped"
+    return "running" if view.server.probe is not None else "starting"
+
+
+def postgres_role(view: View) -> str:
+    """Patroni's word for what the server is: `primary` only for a leader's server that left recovery."""
+    probe = view.server.probe
+    if probe is None:
+        return "uninitialized" if not view.system_id else "replica"
+    if probe.in_recovery:
+        return "replica"
+    return "primary" if view.state is State.LEADER else "demoted"
+
+
+def member_fields(view: View) -> dict[str, Any]:
+    """The fields of this node's member key, in Patroni's order; absent ones are left out."""
+    assert view.identity is not None
+    fields: dict[str, Any] = {
+        "conn_url": view.identity.conn_url,
+        "api_url": view.identity.api_url,
+        "state": postgres_state(view),
+        "role": postgres_role(view),
+        "version": PATRONI_VERSION,
+    }
+    if _has_yet_to_checkpoint(view):
+        fields["checkpoint_after_promote"] = False
+    if view.identity.tags:
+        fields["tags"] = dict(view.identity.tags)
+    return {**fields, **_positions(view)}
+
+
+def _has_yet_to_checkpoint(view: View) -> bool:
+    promoted = view.has_achieved("promote", view.state_since_ms)
+    return (
+        view.state is State.LEADER
+        and promoted
+        and not view.has_achieved("checkpoint-after-promote", view.state_since_ms)
+    )
+
+
+def _positions(view: View) -> dict[str, Any]:
+    probe = view.server.probe
+    if probe is None:
+        return {}
+    fields: dict[str, Any] = {"xlog_location": probe.position_lsn}
+    if probe.in_recovery:
+        fields |= {"replay_lsn": probe.replayed_lsn, "receive_lsn": probe.received_lsn}
+        fields = {key: value for key, value in fields.items() if value}
+        if probe.receiver_status == "streaming":
+            fields["replication_state"] = "streaming"
+    return {**fields, "timeline": probe.timeline}
+
+
+def member_text(view: View) -> str:
+    """The value of this node's member key as it should be."""
+    return compact(member_fields(view))
+
+
+def is_member_outdated(view: View) -> bool:
+    """True when the member key is missing, hangs on another lease, or says something else than it should.
+
+    A position alone is worth a write only every `loop_wait`: etcd is not a metrics store.
+    """
+    key = view.keys.get(f"members/{view.name}")
+    if key is None or key.value is None or view.lease is None or key.lease_id != view.lease.lease_id:
+        return True
+    wanted = member_fields(view)
+    published = _object(key.value)
+    if _without_positions(wanted) != _without_positions(published):
+        return True
+    is_due = view.now_ms - view.published_at_ms >= view.dynamic.loop_wait_s * 1000
+    return is_due and wanted != published
+
+
+def _object(text: str) -> dict[str, Any]:
+    found = msgspec.json.decode(text)
+    return found if isinstance(found, dict) else {}
+
+
+def _without_positions(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if key not in POSITIONS}
+
+
+def status_text(view: View) -> str:
+    """The `status` key: the leader's position. Slots are not managed yet, so the field is left out."""
+    return compact({"optime": view.position_lsn})
+
+
+def is_status_outdated(view: View) -> bool:
+    """True when the published position is older than `loop_wait` and no longer the present one."""
+    is_due = view.now_ms - view.achieved.get("publish-status", -1) >= view.dynamic.loop_wait_s * 1000
+    known = view.keys.get("status")
+    return "publish-status" not in view.achieved or (is_due and (known is None or known.value != status_text(view)))
+
+
+def own_address(view: View) -> Upstream | None:
+    """Where this node's own server is reached by others."""
+    return Member(name=view.name, conn_url=view.identity.conn_url).upstream if view.identity else None
+
+
+def own_history(view: View) -> LeaderHistory | None:
+    """How this node's own server came to its present timeline, once it was read."""
+    read, probe = view.leader_history, view.server.probe
+    if read is None or probe is None or read.leader != view.name or read.history.timeline != probe.timeline:
+        return None
+    return read
+
+
+def history_rows(view: View) -> list[list[Any]]:
+    """The rows of the `history` key as they should be: those that are there, and the switches that they do not know."""
+    key = view.keys.get("history")
+    try:
+        rows: list[list[Any]] = msgspec.json.decode(key.value or "[]", type=list[list[Any]]) if key else []
+    except (msgspec.DecodeError, msgspec.ValidationError):
+        rows = []
+    read = own_history(view)
+    if read is None:
+        return rows
+    known = {row[0] for row in rows if row}
+    new = [s for s in read.history.switches if s.timeline not in known]
+    return [*rows, *([s.timeline, s.lsn, s.reason, read.wall, view.name] for s in new)]
+
+
+def is_history_outdated(view: View) -> bool:
+    """True when the server's own history has switches that the `history` key does not know."""
+    key = view.keys.get("history")
+    return own_history(view) is not None and history_text(view) != ((key and key.value) or "[]")
+
+
+def history_text(view: View) -> str:
+    """The value of the `history` key as it should be."""
+    return compact(history_rows(view))
+
+
+def failsafe_addresses(view: View) -> dict[str, str]:
+    """Every other member's API address: each must confirm."""
+    return {m.name: m.api_url for m in view.members.values() if m.name != view.name}

@@ -1,0 +1,51 @@
+"""Has this node's WAL gone another way than the leader's? Source: PostgreSQL, "Timelines"; Patroni, pg_rewind rules."""
+
+from fsm.facts import DataDirectory, TimelineHistory
+from fsm.view import View
+
+PRIMARY_STATES = frozenset({"in production", "in crash recovery", "shutting down", "shut down"})
+"""pg_controldata states of a data directory that was last run as a primary."""
+
+
+def switchpoint_lsn(history: TimelineHistory, timeline: int) -> int | None:
+    """Where the leader's line left `timeline`; None if its line never ran through that timeline."""
+    return next((switch.lsn for switch in history.switches if switch.timeline == timeline), None)
+
+
+def has_running_standby_diverged(timeline: int, position_lsn: int, history: TimelineHistory) -> bool:
+    """True when a standby holds WAL of a timeline that the leader left before that WAL, or never had."""
+    if timeline == history.timeline:
+        return False
+    switch_lsn = switchpoint_lsn(history, timeline)
+    return switch_lsn is None or position_lsn > switch_lsn
+
+
+def has_stopped_server_diverged(directory: DataDirectory, history: TimelineHistory) -> bool:
+    """True when a stopped server's data may not simply follow the leader.
+
+    A standby is judged when it runs: starting it changes nothing that cannot be undone. Of a former primary:
+
+    - cleanly shut down, its last record is the shutdown checkpoint, so it has diverged exactly when that record starts
+      at or after the switchpoint;
+    - crashed, nobody can say how far its WAL went beyond its last checkpoint: it counts as diverged, and pg_rewind,
+      which recovers it first, finds out whether there is anything to rewind.
+    """
+    if directory.control_state not in PRIMARY_STATES or directory.timeline == history.timeline:
+        return False
+    switch_lsn = switchpoint_lsn(history, directory.timeline)
+    if switch_lsn is None or directory.control_state != "shut down":
+        return True
+    return directory.checkpoint_lsn >= switch_lsn
+
+
+def was_primary(directory: DataDirectory | None) -> bool:
+    """True when the data directory was last run as a primary."""
+    return directory is not None and directory.control_state in PRIMARY_STATES
+
+
+def known_history(view: View) -> TimelineHistory | None:
+    """The present leader's history if it was read since that leader came to its present timeline."""
+    member, read = view.leader_member, view.leader_history
+    if member is None or read is None or read.leader != member.name:
+        return None
+    return read.history if read.history.timeline >= member.timeline and not read.history.in_recovery else None

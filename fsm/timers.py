@@ -1,0 +1,100 @@
+"""When to look again: every instant at which a guard may change its mind without an event, and how often to probe."""
+
+from collections.abc import Iterator
+
+from fsm.states import State
+from fsm.table import DUTIES, Duty
+from fsm.timing import (
+    HANDOVER_CATCH_UP_MS,
+    NAMED_SUCCESSOR_WAIT_MS,
+    OUTRANKED_FOR_MS,
+    PEER_ANSWER_TIMEOUT_MS,
+    PEER_REASK_MS,
+    PROBE_IDLE_MS,
+    PROBE_SOON_MS,
+    PROBE_URGENT_MS,
+    UNANSWERED_GRACE_MS,
+    backoff_ms,
+    renew_every_ms,
+)
+from fsm.view import View
+
+DUTY_BY_ID: dict[str, Duty] = {duty.id: duty for duty in DUTIES}
+
+
+def may_retry_at_ms(view: View, duty: Duty) -> int:
+    """The instant from which a duty may be tried again; 0 if it did not fail."""
+    attempts = view.attempts.get(duty.id)
+    if attempts is None:
+        return 0
+    return attempts.failed_at_ms + backoff_ms(attempts.failures, first_ms=duty.first_ms, most_ms=duty.most_ms)
+
+
+def _lease_instants(view: View) -> Iterator[int]:
+    if view.lease is not None:
+        yield view.lease.sent_at_ms + renew_every_ms(view.lease.ttl_s)
+        yield view.lease.writable_until_ms
+        confirmed_ms = max(view.lease.sent_at_ms, view.achieved.get("ask-failsafe", 0))
+        yield confirmed_ms + renew_every_ms(view.lease.ttl_s) + 200
+    yield view.writable_until_ms
+    yield view.failsafe_until_ms
+    if view.promise is not None:
+        yield view.promise.until_ms
+
+
+def _election_instants(view: View) -> Iterator[int]:
+    if view.leader_free_since_ms is not None:
+        yield view.leader_free_since_ms + NAMED_SUCCESSOR_WAIT_MS
+    if view.state is State.CANDIDATE:
+        yield view.state_since_ms + PEER_ANSWER_TIMEOUT_MS
+        yield view.achieved.get("ask-peers", 0) + PEER_REASK_MS
+    if view.state in (State.CANDIDATE, State.REPLICA):
+        yield view.peers_heard_at_ms + PEER_REASK_MS
+        yield from (heard.at_ms + OUTRANKED_FOR_MS + 1 for heard in view.peers.values())
+
+
+def _server_instants(view: View) -> Iterator[int]:
+    server = view.server
+    if server.exited_at_ms is not None:
+        yield server.exited_at_ms + HANDOVER_CATCH_UP_MS
+    if view.state is State.LEADER:
+        down_since_ms = max(server.exited_at_ms or server.spawned_at_ms, view.state_since_ms)
+        yield down_since_ms + max(view.dynamic.primary_start_timeout_s * 1000, 1)
+
+
+def _effect_instants(view: View) -> Iterator[int]:
+    yield from (underway.deadline_ms + UNANSWERED_GRACE_MS + 1 for underway in view.underway.values())
+    yield from (may_retry_at_ms(view, DUTY_BY_ID[duty]) for duty in view.attempts)
+
+
+def wake_at_ms(view: View) -> int | None:
+    """The next instant at which deciding again could give another answer; None if only an event could."""
+    sources = (_lease_instants, _election_instants, _server_instants, _effect_instants)
+    ahead = [instant for source in sources for instant in source(view) if instant > view.now_ms]
+    return min(ahead, default=None)
+
+
+def probe_every_ms(view: View) -> int | None:
+    """How often the server should be looked at now; None while none runs. Eagerness fades if nothing comes of it."""
+    if view.server.process != "running":
+        return None
+    since_ms = view.now_ms - max(view.server.spawned_at_ms, view.state_since_ms, view.leader_free_since_ms or 0)
+    eager = PROBE_URGENT_MS if since_ms < 3_000 else PROBE_SOON_MS if since_ms < 30_000 else PROBE_IDLE_MS
+    if _is_somebody_waiting(view):
+        return eager
+    return max(eager, PROBE_SOON_MS) if _is_change_expected(view) else PROBE_IDLE_MS
+
+
+def _is_somebody_waiting(view: View) -> bool:
+    """Clients wait for a primary, or the machine for its server's first answer."""
+    probe = view.server.probe
+    if probe is None or view.state is State.CANDIDATE:
+        return True
+    return view.state is State.LEADER and probe.in_recovery
+
+
+def _is_change_expected(view: View) -> bool:
+    """A handover is asked for, nobody leads, or the standby does not stream yet."""
+    probe = view.server.probe
+    is_idle_standby = probe is not None and probe.in_recovery and probe.receiver_status != "streaming"
+    return view.failover is not None or view.leader is None or is_idle_standby

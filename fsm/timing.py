@@ -1,0 +1,67 @@
+"""Every span of time that a decision uses, with its reason. Spans are milliseconds unless the name says seconds."""
+
+FENCE_MARGIN_MIN_MS = 500
+"""Room between the fence's deadline and the lease's end: a whole server was gone 39 to 111 ms after SIGQUIT when
+measured under load; the rest is for a busy machine and for SIGKILL."""
+
+PEER_ANSWER_TIMEOUT_MS = 500
+"""How long an election waits for a silent member; on a local network an answer takes a few milliseconds."""
+
+PEER_REPORT_FRESH_MS = 300
+"""A position older than this is asked for again while the election has time: the peer had not looked since."""
+
+PEER_REASK_MS = 30
+"""Pause before peers are asked again for a fresher position; a peer's own look takes about 5 ms."""
+
+OUTRANKED_FOR_MS = 1_000
+"""How long a better peer is given to take the key before this node stands again."""
+
+NAMED_SUCCESSOR_WAIT_MS = 3_000
+"""How long the others leave a free key to the member that a switchover named."""
+
+HANDOVER_CATCH_UP_MS = 2_000
+"""How long a stopped former primary waits for its successor to hold the last WAL before it releases the key anyway."""
+
+PROBE_IDLE_MS = 1_000
+PROBE_SOON_MS = 50
+PROBE_URGENT_MS = 15
+"""How often the server is looked at: when nothing happens, while something is expected, while clients are waiting."""
+
+UNANSWERED_GRACE_MS = 1_000
+"""How long after its deadline an executor's answer is still awaited before the outcome counts as unknown."""
+
+CRASH_FORGIVEN_AFTER_MS = 60_000
+FAILED_STARTS_MAX = 3
+"""A server that ends this often without having served for a minute in between is not started as primary again here:
+a crash loop is a failure even if each single start is quick."""
+
+REWIND_ATTEMPTS_MAX = 3
+"""pg_rewind failures after which the recovery ladder goes on to a new base backup."""
+
+
+def renew_every_ms(ttl_s: int) -> int:
+    """Renew when a third of the lease is used: two renewals may be lost before the third is late."""
+    return ttl_s * 1000 // 3
+
+
+def renew_timeout_ms(ttl_s: int) -> int:
+    """How long one renewal may take: short enough that several attempts fit before the deadline."""
+    return max(300, min(2_000, ttl_s * 1000 // 6))
+
+
+def fence_margin_ms(ttl_s: int) -> int:
+    """How long before the lease's end the server must be gone."""
+    return max(FENCE_MARGIN_MIN_MS, ttl_s * 1000 // 10)
+
+
+def writable_until_ms(sent_at_ms: int, ttl_s: int) -> int:
+    """The instant from which a primary must not accept writes, counted from when its confirmed renewal was *sent*.
+
+    etcd counts from when it received the renewal, which is later, so the lease outlives this instant by the margin.
+    """
+    return sent_at_ms + ttl_s * 1000 - fence_margin_ms(ttl_s)
+
+
+def backoff_ms(failures: int, *, first_ms: int, most_ms: int) -> int:
+    """Pause after the n-th failure in a row: doubling, bounded."""
+    return int(min(most_ms, first_ms * 2 ** min(failures - 1, 16)))

@@ -1,0 +1,199 @@
+"""What this node knows: one frozen value, changed only by `observe`."""
+
+from typing import Literal
+
+from msgspec import field
+
+from fsm.dynamic import Dynamic
+from fsm.events import Identity
+from fsm.facts import DataDirectory, Fact, Key, PeerReport, Probe, TimelineHistory
+from fsm.states import State
+from fsm.timing import writable_until_ms
+from fsm.wire import FailoverRequest, Member, SyncKey
+
+
+class Etcd(Fact, frozen=True, kw_only=True):
+    """How well etcd is known. `is_watched`: all keys were read and every change since is heard of."""
+
+    is_watched: bool = False
+    revision: int = 0
+    lost_since_ms: int | None = None
+    detail: str = ""
+
+
+class Lease(Fact, frozen=True, kw_only=True):
+    """This node's lease, counted from when the last confirmed renewal was sent."""
+
+    lease_id: int
+    ttl_s: int
+    sent_at_ms: int
+
+    @property
+    def writable_until_ms(self) -> int:
+        """The instant from which a primary under this lease must be silent."""
+        return writable_until_ms(self.sent_at_ms, self.ttl_s)
+
+
+class Fence(Fact, frozen=True, kw_only=True):
+    """The fence process as last heard of."""
+
+    is_connected: bool = False
+    armed_until_ms: int | None = None
+
+
+class Server(Fact, frozen=True, kw_only=True):
+    """The PostgreSQL server of this node."""
+
+    process: Literal["unknown", "absent", "running"] = "unknown"
+    pid: int | None = None
+    spawned_at_ms: int = 0
+    may_be_primary: bool = False
+    """True from the moment that it may accept writes (started for it, or told to promote) until it is known not to."""
+    is_promotion_asked: bool = False
+    """True once this postmaster was told to promote: from then on an answer "in recovery" is no proof of anything."""
+    probe: Probe | None = None
+    """The last answer of this very postmaster; kept when later probes fail."""
+    probed_at_ms: int = 0
+    silent_since_ms: int | None = None
+    is_starting: bool = False
+    served_since_ms: int | None = None
+    exited_at_ms: int | None = None
+    failed_starts: int = 0
+
+
+class Underway(Fact, frozen=True, kw_only=True):
+    """An effect that was issued and has not been answered."""
+
+    effect_id: int
+    kind: str
+    resource: str
+    since_ms: int
+    deadline_ms: int
+
+
+class Attempts(Fact, frozen=True, kw_only=True):
+    """How often a duty failed in a row, and how it failed last."""
+
+    failures: int
+    failed_at_ms: int
+    kind: str
+    detail: str
+
+
+class HeardPeer(Fact, frozen=True, kw_only=True):
+    """A peer's report and when it came."""
+
+    report: PeerReport
+    at_ms: int
+
+
+class LeaderHistory(Fact, frozen=True, kw_only=True):
+    """How a leader came to its timeline."""
+
+    leader: str
+    history: TimelineHistory
+    wall: str = ""
+    """The wall clock when it was read, for the `history` key."""
+
+
+class Promise(Fact, frozen=True, kw_only=True):
+    """What this node promised to a leader without etcd: not to stand before `until_ms`."""
+
+    leader: str
+    until_ms: int
+
+
+class View(Fact, frozen=True, kw_only=True):
+    """Everything that a decision of this node may rest on."""
+
+    state: State = State.BOOTSTRAPPING
+    seq: int = 0
+    now_ms: int = 0
+    state_since_ms: int = 0
+    identity: Identity | None = None
+    is_stopping: bool = False
+
+    etcd: Etcd = Etcd()
+    keys: dict[str, Key] = field(default_factory=dict)
+    leader_free_since_ms: int | None = None
+    members: dict[str, Member] = field(default_factory=dict)
+    dynamic: Dynamic = Dynamic()
+    failover: FailoverRequest | None = None
+    failover_seen_at_ms: int = 0
+    sync: SyncKey = SyncKey()
+    optime_lsn: int = 0
+    last_timeline: int = 0
+
+    lease: Lease | None = None
+    failsafe_until_ms: int = 0
+    promise: Promise | None = None
+    fence: Fence = Fence()
+    server: Server = Server()
+    directory: DataDirectory | None = None
+    leader_history: LeaderHistory | None = None
+    peers: dict[str, HeardPeer] = field(default_factory=dict)
+    peers_heard_at_ms: int = 0
+    published_at_ms: int = 0
+
+    is_reinit_asked: bool = False
+    switchover: FailoverRequest | None = None
+    """A switchover asked of this node that is not yet in etcd."""
+
+    underway: dict[str, Underway] = field(default_factory=dict)
+    attempts: dict[str, Attempts] = field(default_factory=dict)
+    achieved: dict[str, int] = field(default_factory=dict)
+    """When each duty last succeeded."""
+
+    # ---- what follows from the above --------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """This node's name; empty before the agent started."""
+        return self.identity.name if self.identity else ""
+
+    @property
+    def leader(self) -> str | None:
+        """Who holds the leader key as far as etcd was heard; None when it is free or nothing was heard."""
+        key = self.keys.get("leader")
+        return key.value if key else None
+
+    @property
+    def initialize(self) -> str | None:
+        """The `initialize` key: the system identifier, "" while somebody makes the cluster, None when absent."""
+        key = self.keys.get("initialize")
+        return key.value if key else None
+
+    @property
+    def leader_member(self) -> Member | None:
+        """The member that holds the leader key, if it published itself."""
+        return self.members.get(self.leader) if self.leader else None
+
+    @property
+    def writable_until_ms(self) -> int:
+        """Until when this node's server may accept writes if it holds the leader key: by its lease, or by failsafe."""
+        return max(self.lease.writable_until_ms if self.lease else 0, self.failsafe_until_ms)
+
+    @property
+    def timeline(self) -> int:
+        """The timeline that this node is on, running or stopped; 0 if unknown."""
+        if self.server.probe:
+            return self.server.probe.timeline
+        return max(self.directory.timeline, self.directory.min_recovery_timeline) if self.directory else 0
+
+    @property
+    def position_lsn(self) -> int:
+        """How far this node's WAL is known to reach; 0 if unknown."""
+        if self.server.probe:
+            return self.server.probe.position_lsn
+        return max(self.directory.checkpoint_lsn, self.directory.min_recovery_lsn) if self.directory else 0
+
+    @property
+    def system_id(self) -> str:
+        """The system identifier of this node's data; empty if there is none or it is unknown."""
+        if self.server.probe:
+            return self.server.probe.system_id
+        return self.directory.system_id if self.directory else ""
+
+    def has_achieved(self, duty: str, since_ms: int) -> bool:
+        """True when the duty succeeded at or after an instant."""
+        return self.achieved.get(duty, -1) >= since_ms
