@@ -44,6 +44,10 @@ class PostgresError(MatriarchError):
     """The world's: a PostgreSQL program or query that failed."""
 
 
+class ServerStarting(PostgresError):
+    """The server is up but takes no connections yet: it starts or recovers. Source: SQLSTATE 57P03."""
+
+
 class ProgramFailed(PostgresError):
     """A PostgreSQL program ended with a status other than 0. Carries the command, the status and the end of stderr."""
 
@@ -59,6 +63,10 @@ class FenceUnavailable(MatriarchError):
 
 class LogCorrupt(MatriarchError):
     """An entry of the transition log does not match its checksum or its predecessor."""
+
+
+class LogUnavailable(MatriarchError):
+    """The disk under the transition log refuses, is full or was taken away."""
 
 
 class ReplayDiverged(MatriarchError):
