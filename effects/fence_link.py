@@ -1,0 +1,355 @@
+"""The agent's end of the connection to the fence (effects/fence.py): commands with a reply each, and its notices.
+
+The fence outlives the agent and may be of another version than it: unknown fields are ignored, missing ones have
+defaults. A timeout is an unknown outcome; `status` tells what holds.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from subprocess import DEVNULL, PIPE
+from types import TracebackType
+from typing import Literal, Self
+
+import anyio
+import anyio.abc
+import msgspec
+from anyio.streams.buffered import BufferedByteReceiveStream
+
+from effects.clock import now_ms
+from effects.errors import FenceUnavailable, PostgresError
+from effects.programs import RunAs
+
+COMMAND_TIMEOUT_MS = 1000
+CONNECT_TIMEOUT_MS = 5000
+LINE_BYTES_MAX = 256 * 1024
+NOTICES_WAITING_MAX = 1024
+STATUS_LOCKED = 3  # the fence's exit status when another one guards the directory
+PAUSE_S = 0.01
+# The fence outlives the agent, so it gets none of the agent's environment, where passwords are, but this.
+ENVIRONMENT_KEPT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
+PROGRAM = Path(__file__).with_name("fence.py")
+
+StopMode = Literal["smart", "fast", "immediate"]
+
+
+class Spawned(msgspec.Struct, frozen=True, kw_only=True, tag="spawned", tag_field="notice"):
+    """A server was started: its program is executing."""
+
+    pid: int
+    at_ms: int
+
+
+class Exited(msgspec.Struct, frozen=True, kw_only=True, tag="exited", tag_field="notice"):
+    """The postmaster exited at `at_ms` and nothing of the server was left at `gone_at_ms`: it may be started again.
+
+    `status` and `signal` are both None for an adopted server, whose parent alone learns them.
+    """
+
+    pid: int
+    status: int | None = None
+    signal: int | None = None
+    leftovers_killed: int = 0
+    at_ms: int
+    gone_at_ms: int
+
+
+class Fired(msgspec.Struct, frozen=True, kw_only=True, tag="fired", tag_field="notice"):
+    """The deadline passed and the fence killed the server; its `Exited` follows."""
+
+    armed_until_ms: int | None = None
+    at_ms: int
+    gone_at_ms: int
+
+
+class Lost(msgspec.Struct, frozen=True, kw_only=True, tag="lost", tag_field="notice"):
+    """The connection to the fence broke. If the fence died, its server is being shut down (PR_SET_PDEATHSIG)."""
+
+    at_ms: int
+    reason: str
+
+
+FenceNotice = Spawned | Exited | Fired | Lost
+
+
+class LastExit(msgspec.Struct, frozen=True, kw_only=True):
+    """How the fence's latest server ended; the fields of `Exited`."""
+
+    pid: int
+    status: int | None = None
+    signal: int | None = None
+    leftovers_killed: int = 0
+    at_ms: int
+    gone_at_ms: int
+
+
+class LastFired(msgspec.Struct, frozen=True, kw_only=True):
+    """The latest time that the fence killed a server at its deadline; the fields of `Fired`."""
+
+    armed_until_ms: int | None = None
+    at_ms: int
+    gone_at_ms: int
+
+
+class FenceStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What the fence guards now, and with which of the kernel's favours."""
+
+    fence_pid: int
+    started_at_ms: int
+    protocol: int = 1
+    pid: int | None = None
+    is_adopted: bool = False
+    armed_until_ms: int | None = None
+    stop_mode: str | None = None
+    last_exit: LastExit | None = None
+    fired: LastFired | None = None
+    clients: int = 0
+    rss_bytes: int = 0
+    is_memory_locked: bool = False
+    has_priority: bool = False
+    is_oom_protected: bool = False
+
+
+class _Envelope(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields that tell a reply from a notice; the rest of the line is decoded for what it is."""
+
+    reply: int | None = None
+    ok: bool = True
+    error: str = ""
+    notice: str | None = None
+
+
+class _Answer(msgspec.Struct, frozen=True, kw_only=True):
+    pid: int = 0
+
+
+class _Waiting:
+    """One command under way."""
+
+    def __init__(self) -> None:
+        self.is_over = anyio.Event()
+        self.line: bytes | None = None
+
+
+class FenceLink:
+    """A connection to the fence of one directory. `run` must be running for commands and notices to be answered."""
+
+    def __init__(self, stream: anyio.abc.SocketStream, *, timeout_ms: int = COMMAND_TIMEOUT_MS) -> None:
+        self._stream, self._timeout_ms = stream, timeout_ms
+        self._lines = BufferedByteReceiveStream(stream)
+        self._waiting: dict[int, _Waiting] = {}
+        self._last_id = 0
+        self._is_closing = False
+        self._loss: Lost | None = None
+        self._send_notice, self._notices = anyio.create_memory_object_stream[FenceNotice](NOTICES_WAITING_MAX)
+
+    @classmethod
+    async def connect_or_start(
+        cls,
+        directory: Path,
+        *,
+        python: str = sys.executable,
+        timeout_ms: int = COMMAND_TIMEOUT_MS,
+        connect_timeout_ms: int = CONNECT_TIMEOUT_MS,
+    ) -> Self:
+        """Connects to the fence that guards `directory`, starting one, detached from this process, if there is none.
+
+        Arguments: `directory` exists and is the agent's own; `timeout_ms` is for each later command.
+        Raises: FenceUnavailable when a fence can neither be reached nor started, or is there but frozen.
+        """
+        with anyio.move_on_after(connect_timeout_ms / 1000):
+            while True:
+                link = await cls._connect(directory, timeout_ms)
+                if link is not None:
+                    return link
+                if not await _launch(directory, python):  # another one is just coming or going
+                    await anyio.sleep(PAUSE_S)
+        raise FenceUnavailable(f"the fence of {directory} does not answer within {connect_timeout_ms} ms")
+
+    @classmethod
+    async def _connect(cls, directory: Path, timeout_ms: int) -> Self | None:
+        """The link once the fence has greeted; None when none listens, or it was about to leave."""
+        try:
+            stream = await _open_socket(directory)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return None
+        except OSError as error:
+            raise FenceUnavailable(f"cannot connect to the fence of {directory}: {error.strerror}") from error
+        link = cls(stream, timeout_ms=timeout_ms)
+        try:
+            await link._lines.receive_until(b"\n", LINE_BYTES_MAX)
+        except (anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError):
+            await link.aclose()
+            return None
+        except BaseException:
+            await link.aclose()
+            raise
+        return link
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Closes the connection; the fence and its server go on."""
+        self._is_closing = True
+        self._end("closed by this side")
+        self._notices.close()
+        with anyio.CancelScope(shield=True):
+            await anyio.aclose_forcefully(self._stream)
+
+    async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Reads replies and notices until the connection ends; returns then."""
+        task_status.started()
+        reason = "its reader was stopped"
+        try:
+            while True:
+                self._take(await self._lines.receive_until(b"\n", LINE_BYTES_MAX))
+        except (anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            reason = "the fence closed it"
+        except (anyio.DelimiterNotFound, anyio.WouldBlock, msgspec.MsgspecError) as error:
+            reason = f"it was unreadable: {type(error).__name__}"
+        finally:
+            self._end(reason)
+
+    def _take(self, line: bytes) -> None:
+        envelope = msgspec.json.decode(line, type=_Envelope)
+        if envelope.notice is None:
+            waiting = self._waiting.pop(envelope.reply or 0, None)
+            if waiting is not None:
+                waiting.line = line
+                waiting.is_over.set()
+        elif envelope.notice in ("spawned", "exited", "fired"):
+            self._send_notice.send_nowait(msgspec.json.decode(line, type=Spawned | Exited | Fired))
+
+    def _end(self, reason: str) -> None:
+        if self._loss is None:
+            self._loss = Lost(at_ms=now_ms(), reason=reason)
+            self._send_notice.close()
+        for waiting in self._waiting.values():
+            waiting.is_over.set()
+        self._waiting.clear()
+
+    async def notices(self) -> AsyncIterator[FenceNotice]:
+        """Each notice in its order, for one reader; the last is `Lost`, unless it was this side that closed."""
+        with contextlib.suppress(anyio.ClosedResourceError):
+            async for notice in self._notices:
+                yield notice
+        if self._loss is not None and not self._is_closing:
+            yield self._loss
+
+    async def _command(self, name: str, **arguments: object) -> bytes:
+        """The line of the reply. Raises FenceUnavailable (outcome unknown) and PostgresError (refused)."""
+        if self._loss is not None:
+            raise FenceUnavailable(f"no connection to the fence, {self._loss.reason}")
+        self._last_id = command_id = self._last_id + 1
+        waiting = self._waiting[command_id] = _Waiting()
+        line = msgspec.json.encode({"id": command_id, "command": name, **arguments}) + b"\n"
+        try:
+            with anyio.fail_after(self._timeout_ms / 1000):
+                await self._stream.send(line)
+                await waiting.is_over.wait()
+        except TimeoutError as error:
+            raise FenceUnavailable(f"the fence did not answer {name} within {self._timeout_ms} ms") from error
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            raise FenceUnavailable(f"the connection to the fence broke during {name}") from error
+        finally:
+            self._waiting.pop(command_id, None)
+        return _accepted(name, waiting.line)
+
+    async def status(self) -> FenceStatus:
+        """What the fence guards now."""
+        return msgspec.json.decode(await self._command("status"), type=FenceStatus)
+
+    async def start(
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        cwd: Path,
+        user: RunAs | None,
+        output: Path,
+        armed_until_ms: int | None,
+    ) -> int:
+        """Starts the server and returns its pid; its program is executing then, though not yet ready.
+
+        Arguments: `argv` with the program's whole path; `env` is its whole environment; `user` None keeps the fence's
+        own; what it prints is appended to `output`; `armed_until_ms` on CLOCK_BOOTTIME, None for a standby.
+        Raises: PostgresError when one runs already or the program cannot be executed, FenceUnavailable.
+        """
+        line = await self._command(
+            "start",
+            argv=list(argv),
+            env=dict(env),
+            cwd=str(cwd),
+            user=user and {"uid": user.uid, "gid": user.gid, "groups": os.getgrouplist(user.name, user.gid)},
+            output=str(output),
+            armed_until_ms=armed_until_ms,
+        )
+        return msgspec.json.decode(line, type=_Answer).pid
+
+    async def adopt(self, pid: int, armed_until_ms: int | None) -> None:
+        """Guards a postmaster that another program started. Raises: PostgresError, FenceUnavailable."""
+        await self._command("adopt", pid=pid, armed_until_ms=armed_until_ms)
+
+    async def arm(self, until_ms: int) -> None:
+        """Lets the server run until `until_ms` on CLOCK_BOOTTIME, instead of the deadline before; the past kills now.
+
+        Raises: PostgresError when no server runs or its deadline has passed, FenceUnavailable.
+        """
+        await self._command("arm", until_ms=until_ms)
+
+    async def disarm(self) -> None:
+        """Lets the server run without a deadline: it is a standby. Raises: as `arm`."""
+        await self._command("disarm")
+
+    async def stop(self, mode: StopMode, kill_after_ms: int | None = None) -> None:
+        """Asks the server to shut down and returns at once; `Exited` tells when it is gone.
+
+        A stop under way becomes more urgent by this, never less. After `kill_after_ms` what is left is killed.
+        Raises: PostgresError when no server runs, FenceUnavailable. Source: PostgreSQL "Shutting Down the Server".
+        """
+        await self._command("stop", mode=mode, kill_after_ms=kill_after_ms)
+
+    async def quit(self) -> None:
+        """Ends the fence. Raises: PostgresError when a server runs, FenceUnavailable."""
+        await self._command("quit")
+
+
+def _accepted(name: str, line: bytes | None) -> bytes:
+    if line is None:
+        raise FenceUnavailable(f"the connection to the fence broke during {name}")
+    envelope = msgspec.json.decode(line, type=_Envelope)
+    if not envelope.ok:
+        raise PostgresError(f"the fence refused {name}: {envelope.error}")
+    return line
+
+
+async def _open_socket(directory: Path) -> anyio.abc.SocketStream:
+    """A connection to DIR/fence.sock, by a name short enough for any directory. Source: unix(7), sun_path."""
+    directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return await anyio.connect_unix(f"/proc/self/fd/{directory_fd}/fence.sock")
+    finally:
+        os.close(directory_fd)
+
+
+async def _launch(directory: Path, python: str) -> bool:
+    """True once a new fence listens; False when another one holds the directory. Raises FenceUnavailable."""
+    command = [python, "-I", "-S", str(PROGRAM), "--directory", str(directory), "--detach"]
+    environment = {name: os.environ[name] for name in ENVIRONMENT_KEPT if name in os.environ}
+    try:
+        ended = await anyio.run_process(
+            command, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE, check=False, env=environment
+        )
+    except OSError as error:
+        raise FenceUnavailable(f"cannot start the fence with {python}: {error.strerror}") from error
+    if ended.returncode not in (0, STATUS_LOCKED):
+        last = (ended.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+        raise FenceUnavailable(f"the fence ended with status {ended.returncode}: {last}")
+    return ended.returncode == 0
