@@ -167,6 +167,8 @@ class LeaseHeld(Result, frozen=True, kw_only=True):
     lease_id: int
     ttl_s: int
     sent_at_ms: int
+    asked_ttl_s: int | None = None
+    """What a new lease was asked for; etcd may grant more."""
 
 
 class KeyWritten(Result, frozen=True, kw_only=True):

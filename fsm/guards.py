@@ -66,12 +66,12 @@ def has_lease(view: View) -> bool:
 
 
 def is_lease_wanted(view: View) -> bool:
-    """This node has no lease and is not on its way out."""
-    return view.lease is None and not view.is_stopping
+    """This node has no lease, or one of another length than the cluster's ttl, and is not on its way out."""
+    return not view.is_stopping and (view.lease is None or view.lease.asked_ttl_s != view.dynamic.ttl_s)
 
 
 def is_renewal_due(view: View) -> bool:
-    """A third of the lease is used, or it was granted for another ttl."""
+    """A third of the lease is used."""
     return view.lease is not None and view.now_ms >= view.lease.sent_at_ms + renew_every_ms(view.lease.ttl_s)
 
 

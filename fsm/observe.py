@@ -62,7 +62,13 @@ def _without_unanswered(view: View) -> View:
 
 
 def _agent_started(view: View, event: AgentStarted) -> View:
-    return View(seq=view.seq, now_ms=event.at_ms, state_since_ms=event.at_ms, identity=event.identity)
+    return View(
+        seq=view.seq,
+        now_ms=event.at_ms,
+        state_since_ms=event.at_ms,
+        identity=event.identity,
+        dynamic=parse_dynamic(event.identity.first_config),
+    )
 
 
 def _unchanged(view: View, event: Ticked) -> View:
@@ -125,7 +131,9 @@ def _with_meaning(view: View, change: KeyChange) -> View:
             since = None if change.value is not None else view.leader_free_since_ms or view.now_ms
             return replace(view, leader_free_since_ms=since)
         case "config":
-            return replace(view, dynamic=parse_dynamic(change.value))
+            # Before the cluster has a configuration, this node's own first one is the best guess.
+            first = view.identity.first_config if view.identity else None
+            return replace(view, dynamic=parse_dynamic(change.value or first))
         case "failover":
             request = parse_failover(change.value, change.mod_revision)
             return replace(view, failover=request, failover_seen_at_ms=view.now_ms)
@@ -258,7 +266,7 @@ def _failed(view: View, event: Failed) -> View:
 def _after_failure(view: View, event: Failed) -> View:
     """What some failures tell beyond having failed."""
     if event.kind == "lease_gone":
-        return replace(view, lease=None)
+        return replace(view, lease=None, former_lease=None)
     if event.duty in CHANGES_DIRECTORY:
         return replace(view, directory=None)
     return view
@@ -303,13 +311,21 @@ def _done(view: View, event: Succeeded, result: Done) -> View:
 
 def _lease_held(view: View, event: Succeeded, result: LeaseHeld) -> View:
     known = view.lease
-    if known and known.lease_id == result.lease_id and known.sent_at_ms >= result.sent_at_ms:
+    if known is None or known.lease_id != result.lease_id:
+        asked_ttl_s = result.asked_ttl_s or result.ttl_s
+        lease = Lease(
+            lease_id=result.lease_id, ttl_s=result.ttl_s, sent_at_ms=result.sent_at_ms, asked_ttl_s=asked_ttl_s
+        )
+        return replace(view, lease=lease, former_lease=known)
+    if known.sent_at_ms >= result.sent_at_ms:
         return view
-    return replace(view, lease=Lease(lease_id=result.lease_id, ttl_s=result.ttl_s, sent_at_ms=result.sent_at_ms))
+    return replace(view, lease=replace(known, ttl_s=result.ttl_s, sent_at_ms=result.sent_at_ms))
 
 
 def _key_written(view: View, event: Succeeded, result: KeyWritten) -> View:
-    if event.duty == "publish-member" and result.applied:
+    if not result.applied:
+        view = _with_failure(view, event.duty, "refused", "the condition of the transaction did not hold")
+    elif event.duty == "publish-member":
         view = replace(view, published_at_ms=event.at_ms)
     if event.duty == "request-failover":
         view = replace(view, switchover=None)

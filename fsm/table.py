@@ -338,7 +338,7 @@ DUTIES: tuple[Duty, ...] = (
     Duty(
         id="take-leader-key",
         states=frozenset({CANDIDATE}),
-        guards=(g.is_leader_key_obtainable, g.has_time_left, g.is_election_decided),
+        guards=(g.is_leader_key_obtainable, g.has_lease_time_left, g.is_election_decided),
         order=orders.take_leader_key,
         because="this node should lead",
         first_ms=50,
@@ -349,7 +349,7 @@ DUTIES: tuple[Duty, ...] = (
         states=frozenset({LEADER}),
         guards=(g.is_leader_key_obtainable, g.has_lease_time_left),
         order=orders.take_leader_key,
-        because="the lease ran out while the members confirmed this leader; the key is still its own to take",
+        because="the key is this leader's, and must hang on its present lease",
         first_ms=50,
         most_ms=1_000,
     ),

@@ -36,7 +36,7 @@ def _lease_instants(view: View) -> Iterator[int]:
         yield view.lease.writable_until_ms
         confirmed_ms = max(view.lease.sent_at_ms, view.achieved.get("ask-failsafe", 0))
         yield confirmed_ms + renew_every_ms(view.lease.ttl_s) + 200
-    yield view.writable_until_ms
+    yield view.leadership_until_ms
     yield view.failsafe_until_ms
     if view.promise is not None:
         yield view.promise.until_ms

@@ -27,6 +27,8 @@ class Lease(Fact, frozen=True, kw_only=True):
     lease_id: int
     ttl_s: int
     sent_at_ms: int
+    asked_ttl_s: int
+    """What was asked for; etcd grants no less than its own minimum."""
 
     @property
     def writable_until_ms(self) -> int:
@@ -125,6 +127,8 @@ class View(Fact, frozen=True, kw_only=True):
     last_timeline: int = 0
 
     lease: Lease | None = None
+    former_lease: Lease | None = None
+    """The lease before this one: the leader key hangs on it until it is bound to the new one."""
     failsafe_until_ms: int = 0
     promise: Promise | None = None
     fence: Fence = Fence()
@@ -170,8 +174,17 @@ class View(Fact, frozen=True, kw_only=True):
 
     @property
     def writable_until_ms(self) -> int:
-        """Until when this node's server may accept writes if it holds the leader key: by its lease, or by failsafe."""
-        return max(self.lease.writable_until_ms if self.lease else 0, self.failsafe_until_ms)
+        """Until when this node's server may accept writes: by the lease of the leader key, or by failsafe."""
+        return max(self.leadership_until_ms, self.failsafe_until_ms)
+
+    @property
+    def leadership_until_ms(self) -> int:
+        """Until when the leader key is surely this node's; 0 when it hangs on none of its leases."""
+        key = self.keys.get("leader")
+        if key is None or key.value != self.name:
+            return 0
+        held = (lease for lease in (self.lease, self.former_lease) if lease and lease.lease_id == key.lease_id)
+        return max((lease.writable_until_ms for lease in held), default=0)
 
     @property
     def timeline(self) -> int:

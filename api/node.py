@@ -1,0 +1,202 @@
+"""One node put together: settings, log, etcd, fence, server, peers, API and the agent's loop, in one task group."""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import signal
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+import anyio
+
+from api.app import build_app
+from api.server import serve
+from effects.agent import Agent
+from effects.errors import ConfigError
+from effects.etcd import EtcdClient
+from effects.etcd_types import EtcdTls
+from effects.fence_link import FenceLink
+from effects.files import make_directory
+from effects.keys import ClusterKeys, prefix_of
+from effects.log import TransitionLog
+from effects.peers import Peers
+from effects.probe import Prober
+from effects.programs import RunAs
+from effects.server import Server
+from effects.server_settings import Login, ServerSettings
+from effects.settings_preflight import find_bin_dir
+from effects.settings_types import Credentials, Settings
+from effects.sources import EtcdSource, FenceSource, ProbeSource
+from fsm.events import Identity
+
+SOCKET_PATH_BYTES_MAX = 90
+"""A Unix socket's path may have 107 bytes; PostgreSQL adds its own file name. Source: unix(7)."""
+
+FIRST_CONFIG = {"ttl": 30, "loop_wait": 10, "retry_timeout": 10, "maximum_lag_on_failover": 1048576}
+"""What `config` begins with when the settings say nothing. Source: Patroni's defaults."""
+
+logger = logging.getLogger(__name__)
+
+
+def identity_of(settings: Settings) -> Identity:
+    """Who this node is, without anything secret."""
+    postgresql, restapi = settings.postgresql, settings.restapi
+    scheme = "https" if restapi.certfile else "http"
+    return Identity(
+        name=settings.name,
+        scope=settings.scope,
+        api_url=f"{scheme}://{restapi.connect_address}/patroni",
+        conn_url=f"postgres://{postgresql.connect_address}/{postgresql.database}",
+        tags=dict(settings.tags),
+        first_config=json.dumps(settings.bootstrap.dcs or FIRST_CONFIG, separators=(",", ":")),
+        clone_on_rewind_failure=postgresql.remove_data_directory_on_rewind_failure is not False,
+        clone_on_divergence=postgresql.remove_data_directory_on_diverged_timelines is not False,
+    )
+
+
+def server_settings_of(settings: Settings, run_as: RunAs | None) -> ServerSettings:
+    """This node's server as the executors need it."""
+    postgresql = settings.postgresql
+    authentication = postgresql.authentication
+    return ServerSettings(
+        scope=settings.scope,
+        name=settings.name,
+        data_dir=postgresql.data_dir,
+        bin_dir=find_bin_dir(postgresql),
+        state_dir=settings.state_dir,
+        listen_host=",".join(postgresql.listen_hosts),
+        port=postgresql.listen_port,
+        socket_dir=socket_directory(settings),
+        superuser=_login(authentication.superuser),
+        replication=_login(authentication.replication),
+        rewind=_login(authentication.rewind),
+        parameters=dict(postgresql.parameters),
+        pg_hba=postgresql.pg_hba or settings.bootstrap.pg_hba,
+        pg_ident=postgresql.pg_ident,
+        initdb_options=settings.bootstrap.initdb,
+        run_as=run_as,
+    )
+
+
+def _login(credentials: Credentials) -> Login:
+    return Login(username=credentials.username, password=credentials.password.reveal() if credentials.password else "")
+
+
+def socket_directory(settings: Settings) -> Path:
+    """Where the server's Unix socket lies: as configured, else beside the agent's directory, else where it is short."""
+    configured = settings.postgresql.parameters.get("unix_socket_directories", "").split(",")[0].strip()
+    if configured:
+        return Path(configured)
+    beside = settings.state_dir.with_name(f"{settings.state_dir.name}.postgres")
+    if len(os.fsencode(beside)) <= SOCKET_PATH_BYTES_MAX:
+        return beside
+    digest = hashlib.sha256(os.fsencode(beside)).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"matriarch-{digest}"
+
+
+def lock_agent(state_dir: Path) -> IO[str]:
+    """The lock that keeps a second agent away from this node, held while the file is open.
+
+    Raises: ConfigError when another agent holds it.
+    """
+    file = (state_dir / "agent.lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ConfigError([f"{state_dir}: another agent runs on it; stop that one first"]) from None
+    return file
+
+
+def boot_id() -> str:
+    """The machine's boot, which CLOCK_BOOTTIME counts from. Source: proc(5)."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+async def run_node(settings: Settings, run_as: RunAs | None) -> int:
+    """Run this node until it is told to stop; the exit status.
+
+    Args:
+        settings: what this node was told, checked.
+        run_as: the user that PostgreSQL's programs run as; None for this process's own.
+
+    Raises: ConfigError.
+    """
+    make_directory(settings.state_dir, None)
+    lock = lock_agent(settings.state_dir)
+    log, recovered = TransitionLog.open(settings.state_dir / "log")
+    if recovered.torn_bytes:
+        logger.warning(
+            "the log's last %d bytes were damaged and are kept in %s", recovered.torn_bytes, recovered.kept_aside
+        )
+    agent = Agent(identity_of(settings), boot_id(), log, recovered.last_seq)
+    tls = _tls(settings)
+    etcd = EtcdClient(
+        settings.etcd.hosts,
+        tls=tls,
+        username=settings.etcd.username,
+        password=settings.etcd.password.reveal() if settings.etcd.password else None,
+    )
+    api_credentials = _api_credentials(settings)
+    peers = Peers(settings.name, api_credentials)
+    try:
+        async with anyio.create_task_group() as tasks:
+            app = build_app(agent.board, log, agent.report, credentials=api_credentials)
+            await tasks.start(serve, app, settings.restapi.listen_host, settings.restapi.listen_port)
+            await tasks.start(log.run)
+            tasks.start_soon(_stop_on_signal, agent)
+            await _run_agent(agent, settings, run_as, etcd, peers)
+            await log.aclose()
+            tasks.cancel_scope.cancel()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await peers.aclose()
+            await etcd.aclose()
+        lock.close()
+    return agent.exit_status
+
+
+async def _run_agent(agent: Agent, settings: Settings, run_as: RunAs | None, etcd: EtcdClient, peers: Peers) -> None:
+    """The agent with its sources and executors, until it ends."""
+    prefix = prefix_of(settings.namespace, settings.scope)
+    server_settings = server_settings_of(settings, run_as)
+    fence = FenceSource(partial(FenceLink.connect_or_start, settings.state_dir), agent.report)
+    server = Server(server_settings, fence, lambda: dict(agent.board.current.view.dynamic.parameters), lambda _: None)
+    prober = Prober(server_settings)
+    lanes = [
+        *ClusterKeys(etcd, prefix, settings.name).lanes(agent.report),
+        *server.lanes(agent.report),
+        *peers.lanes(agent.report),
+    ]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(EtcdSource(etcd, prefix, agent.report).run)
+        tasks.start_soon(fence.run)
+        tasks.start_soon(ProbeSource(agent.board, prober, agent.report).run)
+        await agent.run(lanes)
+        tasks.cancel_scope.cancel()
+    prober.close()
+
+
+async def _stop_on_signal(agent: Agent) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            logger.info("%s: stopping", signal.Signals(number).name)
+            agent.stop()
+
+
+def _tls(settings: Settings) -> EtcdTls | None:
+    etcd = settings.etcd
+    if etcd.protocol != "https" and etcd.cacert is None:
+        return None
+    return EtcdTls(ca_file=etcd.cacert, cert_file=etcd.cert, key_file=etcd.key)
+
+
+def _api_credentials(settings: Settings) -> tuple[str, str] | None:
+    restapi = settings.restapi
+    if restapi.username is None or restapi.password is None:
+        return None
+    return restapi.username, restapi.password.reveal()

@@ -1,0 +1,138 @@
+"""The agent: takes events one by one, lets `step` decide, writes the entry, and hands the effects to their executors.
+
+It decides nothing and waits for nothing but the next event.
+"""
+
+import logging
+from collections import deque
+
+import anyio
+import anyio.lowlevel
+from anyio.abc import TaskStatus
+
+from effects.board import Board, Published
+from effects.clock import now_ms, wall_time
+from effects.lanes import Lane, Lanes
+from effects.log import TransitionLog
+from fsm import effects as do
+from fsm.effects import AnyEffect
+from fsm.entries import SnapshotEntry, encode, make_entry
+from fsm.events import AgentStarted, AnyEvent, AnyResult, Done, Failed, Identity, StopAsked, Ticked
+from fsm.machine import Decision, step
+from fsm.table import TABLE
+from fsm.view import View
+
+LOOP_LAG_WARNED_MS = 500
+RULES = {rule.id: rule for rule in TABLE}
+
+logging.getLogger("transitions").setLevel(logging.WARNING)  # it tells every callback at INFO
+
+logger = logging.getLogger(__name__)
+
+
+class Agent:
+    """One node's loop. `report` is how everything that happens comes in."""
+
+    def __init__(self, identity: Identity, boot: str, log: TransitionLog, last_seq: int) -> None:
+        self.board = Board()
+        self.exit_status = 0
+        self._identity, self._boot, self._log = identity, boot, log
+        self._view = View(seq=last_seq)
+        self._inbox: deque[AnyEvent] = deque()
+        self._arrived = anyio.Event()
+        self._wake_at_ms: int | None = None
+        self._lanes: Lanes | None = None
+        self._is_over = anyio.Event()
+
+    def report(self, event: AnyEvent) -> None:
+        """Take an event; never waits."""
+        self._inbox.append(event)
+        self._arrived.set()
+
+    def lane(self) -> Lane:
+        """The agent's own executor: it can end the agent."""
+        return Lane("agent", {do.Exit: self._exit}, self.report)
+
+    async def run(self, lanes: list[Lane], *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Decide until an Exit effect ends it; afterwards `exit_status` tells how."""
+        self._lanes = Lanes([*lanes, self.lane()], frozenset(AnyEffect.__args__))
+        self.report(AgentStarted(at_ms=now_ms(), identity=self._identity, boot=self._boot, wall=wall_time()))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._lanes.run, self._log.durable)
+            tasks.start_soon(self._decide)
+            task_status.started()
+            await self._is_over.wait()
+            tasks.cancel_scope.cancel()
+
+    def stop(self) -> None:
+        """Ask the agent to end in good order."""
+        self.report(StopAsked(at_ms=now_ms()))
+
+    async def _exit(self, effect: do.Exit) -> AnyResult:
+        self.exit_status = effect.status
+        (logger.info if effect.status == 0 else logger.critical)("ending: %s", effect.reason)
+        self._is_over.set()
+        return Done()
+
+    async def _decide(self) -> None:
+        while True:
+            event = await self._next_event()
+            self._take(event)
+
+    async def _next_event(self) -> AnyEvent:
+        """The next event; the tick that the last decision asked for if nothing comes before."""
+        while not self._inbox:
+            wait_ms = None if self._wake_at_ms is None else self._wake_at_ms - now_ms()
+            if wait_ms is not None and wait_ms <= 0:
+                # Give the executors and the API a turn even in a chain of moves.
+                await anyio.lowlevel.checkpoint()
+                return Ticked(at_ms=now_ms())
+            self._arrived = anyio.Event()
+            with anyio.move_on_after(None if wait_ms is None else wait_ms / 1000):
+                await self._arrived.wait()
+        await anyio.lowlevel.checkpoint()
+        return self._inbox.popleft()
+
+    def _take(self, event: AnyEvent) -> None:
+        if self._log.wants_segment:
+            self._log.start_segment(encode(self._snapshot()))
+        decision = step(self._view, event)
+        self._view = decision.view
+        self._wake_at_ms = decision.wake_at_ms
+        self._log.append(decision.view.seq, encode(make_entry(decision, event, boot=self._boot, wall=wall_time())))
+        self._publish(decision, event)
+        self._tell(decision, event)
+        assert self._lanes is not None
+        for effect_id in decision.cancelled:
+            self._lanes.cancel(effect_id)
+        for issued in decision.effects:
+            self._lanes.hand(issued)
+
+    def _snapshot(self) -> SnapshotEntry:
+        return SnapshotEntry(seq=self._view.seq, node=self._identity.name, wall=wall_time(), view=self._view)
+
+    def _publish(self, decision: Decision, event: AnyEvent) -> None:
+        lag_ms = now_ms() - event.at_ms
+        if lag_ms > LOOP_LAG_WARNED_MS:
+            logger.warning("an event waited %d ms before it was decided on", lag_ms)
+        self.board.publish(
+            Published(
+                view=decision.view,
+                probe_every_ms=decision.probe_every_ms,
+                is_log_degraded=self._log.degraded is not None,
+                loop_lag_ms=lag_ms,
+            )
+        )
+
+    def _tell(self, decision: Decision, event: AnyEvent) -> None:
+        """The readable log: a line a move, and one a failure."""
+        if decision.rule is not None:
+            because = RULES[decision.rule].because
+            logger.info("%s %s -> %s: %s", decision.rule, decision.before, decision.after, because)
+        for issued in decision.effects:
+            logger.debug("%s: %s", issued.duty, type(issued.effect).__name__)
+        if isinstance(event, Failed) and event.kind not in ("cancelled", "expired"):
+            attempts = decision.view.attempts.get(event.duty)
+            count = attempts.failures if attempts else 1
+            if count in (1, 2, 3, 10) or count % 100 == 0:
+                logger.warning("%s failed (%s, attempt %d): %s", event.duty, event.kind, count, event.detail)

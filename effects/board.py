@@ -1,0 +1,34 @@
+"""The newest snapshot of this node, published after every step. Readers never wait for anything but the next one."""
+
+import anyio
+from msgspec import Struct
+
+from fsm.view import View
+
+
+class Published(Struct, frozen=True, kw_only=True):
+    """What a reader sees: what the node knows, and how often its server should be looked at."""
+
+    view: View
+    probe_every_ms: int | None = None
+    is_log_degraded: bool = False
+    loop_lag_ms: int = 0
+
+
+class Board:
+    """Holds the newest snapshot; one writer, any number of readers."""
+
+    def __init__(self) -> None:
+        self.current = Published(view=View())
+        self._changed = anyio.Event()
+
+    def publish(self, published: Published) -> None:
+        """Replace the snapshot and wake everybody who waits for a change."""
+        self.current = published
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def changed(self) -> Published:
+        """The next snapshot that is published after this call."""
+        await self._changed.wait()
+        return self.current

@@ -1,0 +1,171 @@
+"""Performs the effects on this node's PostgreSQL server and its data directory."""
+
+from collections.abc import Callable
+
+from effects.clock import wall_time
+from effects.clone import CloneProgress, clone
+from effects.errors import PostgresError
+from effects.lanes import Lane, Report
+from effects.postgres import PostgresServer
+from effects.rewind import RewindProgress, rewind
+from effects.server_settings import ServerSettings
+from effects.sources import FenceSource
+from effects.timelines import read_leader_history
+from fsm import effects as do
+from fsm.events import AnyResult, DirectoryRead, Done, FenceArmed, HistoryRead
+
+Parameters = Callable[[], dict[str, str]]
+OnProgress = Callable[[CloneProgress | RewindProgress | None], None]
+
+
+class Server:
+    """One server, its fence and its directory; `parameters` gives the cluster's dynamic ones as they are now."""
+
+    def __init__(
+        self, settings: ServerSettings, fence: FenceSource, parameters: Parameters, on_progress: OnProgress
+    ) -> None:
+        self._settings, self._fence, self._parameters = settings, fence, parameters
+        self._on_progress = on_progress
+
+    def lanes(self, report: Report) -> list[Lane]:
+        """Three lanes: the fence must never wait for the server, nor the server for SQL."""
+        return [
+            Lane(
+                "fence",
+                {
+                    do.ArmFence: self.arm,
+                    do.DisarmFence: self.disarm,
+                    do.FenceServer: self.stop,
+                    do.StopServer: self.stop,
+                },
+                report,
+            ),
+            Lane(
+                "server",
+                {
+                    do.ReadDataDirectory: self.read_directory,
+                    do.InitDb: self.init_db,
+                    do.StartPrimary: self.start_primary,
+                    do.StartStandby: self.start_standby,
+                    do.Follow: self.follow,
+                    do.Promote: self.promote,
+                    do.ClearDataDirectory: self.clear_directory,
+                    do.Clone: self.clone,
+                    do.Rewind: self.rewind,
+                },
+                report,
+            ),
+            Lane(
+                "sql",
+                {
+                    do.Checkpoint: self.checkpoint,
+                    do.PrepareCluster: self.prepare_cluster,
+                    do.ReadLeaderHistory: self.read_leader_history,
+                },
+                report,
+            ),
+        ]
+
+    @property
+    def _server(self) -> PostgresServer:
+        return PostgresServer(self._settings, self._fence.link)
+
+    # ---- fence ------------------------------------------------------------------------------------------------------
+
+    async def arm(self, effect: do.ArmFence) -> AnyResult:
+        """The deadline, confirmed by the fence."""
+        await self._fence.link.arm(effect.until_ms)
+        return FenceArmed(until_ms=effect.until_ms)
+
+    async def disarm(self, effect: do.DisarmFence) -> AnyResult:
+        """No deadline."""
+        await self._fence.link.disarm()
+        return Done()
+
+    async def stop(self, effect: do.FenceServer | do.StopServer) -> AnyResult:
+        """No server: answers when its last process is gone."""
+        try:
+            await self._fence.link.stop(effect.mode, effect.kill_after_ms)
+        except PostgresError:
+            if (await self._fence.link.status()).pid is not None:
+                raise
+            return Done()  # it was gone before it was asked to go
+        await self._fence.wait_until_gone()
+        return Done()
+
+    # ---- server -----------------------------------------------------------------------------------------------------
+
+    async def read_directory(self, effect: do.ReadDataDirectory) -> AnyResult:
+        """What the data directory holds."""
+        return DirectoryRead(directory=await self._server.read_data_directory())
+
+    async def init_db(self, effect: do.InitDb) -> AnyResult:
+        """A new cluster."""
+        await self._server.init_db(timeout_ms=effect.timeout_ms)
+        return Done()
+
+    async def start_primary(self, effect: do.StartPrimary) -> AnyResult:
+        """A server that will accept writes until its deadline."""
+        await self._server.start("primary", None, self._parameters(), armed_until_ms=effect.armed_until_ms)
+        return Done()
+
+    async def start_standby(self, effect: do.StartStandby) -> AnyResult:
+        """A server in recovery."""
+        await self._server.start("standby", effect.upstream, self._parameters(), armed_until_ms=None)
+        return Done()
+
+    async def follow(self, effect: do.Follow) -> AnyResult:
+        """Another upstream."""
+        await self._server.follow(effect.upstream, self._parameters())
+        return Done()
+
+    async def promote(self, effect: do.Promote) -> AnyResult:
+        """A promotion under way; the next probe tells when it is done."""
+        await self._server.promote()
+        return Done()
+
+    async def clear_directory(self, effect: do.ClearDataDirectory) -> AnyResult:
+        """An empty data directory."""
+        await self._server.clear_data_directory(keep_aside=effect.keep_aside)
+        return Done()
+
+    async def clone(self, effect: do.Clone) -> AnyResult:
+        """A base backup of the upstream."""
+        try:
+            await clone(self._settings, effect.upstream, self._on_progress, timeout_ms=effect.timeout_ms)
+        finally:
+            self._on_progress(None)
+        return Done()
+
+    async def rewind(self, effect: do.Rewind) -> AnyResult:
+        """A data directory on the upstream's timeline."""
+        try:
+            await rewind(
+                self._settings,
+                effect.upstream,
+                effect.timeline,
+                self._on_progress,
+                parameters=self._parameters(),
+                timeout_ms=effect.timeout_ms,
+            )
+        finally:
+            self._on_progress(None)
+        return Done()
+
+    # ---- SQL --------------------------------------------------------------------------------------------------------
+
+    async def checkpoint(self, effect: do.Checkpoint) -> AnyResult:
+        """A finished checkpoint."""
+        await self._server.checkpoint()
+        return Done()
+
+    async def prepare_cluster(self, effect: do.PrepareCluster) -> AnyResult:
+        """The roles of a new cluster."""
+        await self._server.prepare_cluster()
+        return Done()
+
+    async def read_leader_history(self, effect: do.ReadLeaderHistory) -> AnyResult:
+        """How the upstream came to its timeline."""
+        left_ms = max(1, effect.timeout_ms)
+        history = await read_leader_history(self._settings, effect.upstream, left_ms)
+        return HistoryRead(leader=effect.upstream.name, history=history, wall=wall_time())

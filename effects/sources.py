@@ -1,0 +1,229 @@
+"""Where events come from by themselves: the etcd watch, the server's probes, the fence's notices."""
+
+import contextlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+
+from effects.board import Board
+from effects.clock import now_ms
+from effects.errors import EtcdError, FenceUnavailable, MatriarchError, ServerStarting, WatchCompacted
+from effects.etcd import EtcdClient
+from effects.etcd_types import KeyChange as WatchedChange
+from effects.fence_link import Exited, FenceLink, FenceNotice, Fired, Lost, Spawned
+from effects.keys import as_change
+from effects.lanes import Report
+from effects.probe import Prober
+from fsm.events import (
+    ClusterRead,
+    EtcdLost,
+    FenceConnected,
+    FenceLost,
+    KeysChanged,
+    ServerExited,
+    ServerProbed,
+    ServerSilent,
+    ServerSpawned,
+)
+from fsm.facts import KeyChange
+
+READ_TIMEOUT_MS = 3_000
+RETRY_FIRST_S = 0.1
+RETRY_MOST_S = 2.0
+PROBE_TIMEOUT_MS = 2_500
+SECRET_WORDS = ("password", "secret", "passphrase")
+
+
+class EtcdSource:
+    """Reads the cluster's keys and then hears of every change; begins anew whenever the watch breaks."""
+
+    def __init__(self, client: EtcdClient, prefix: str, report: Report) -> None:
+        self._client, self._prefix, self._report = client, prefix, report
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        pause_s = RETRY_FIRST_S
+        told = ""
+        while True:
+            try:
+                read = await self._client.read_prefix(self._prefix, timeout_ms=READ_TIMEOUT_MS)
+                keys = tuple(_redacted(as_change(self._prefix, key)) for key in read.keys)
+                self._report(ClusterRead(at_ms=now_ms(), revision=read.revision, keys=keys))
+                pause_s, told = RETRY_FIRST_S, ""
+                await self._follow(read.revision)
+            except WatchCompacted:
+                continue
+            except EtcdError as error:
+                if str(error) != told:
+                    told = str(error)
+                    self._report(EtcdLost(at_ms=now_ms(), detail=told))
+                await anyio.sleep(pause_s)
+                pause_s = min(RETRY_MOST_S, pause_s * 2)
+
+    async def _follow(self, revision: int) -> None:
+        """Report changes; a broken watch is taken up again where it broke, once, before everything is read anew."""
+        async with contextlib.aclosing(self._client.watch(self._prefix, revision + 1)) as batches:
+            async for batch in batches:
+                if batch.changes:
+                    changes = tuple(_redacted(self._as_fact(change)) for change in batch.changes)
+                    self._report(KeysChanged(at_ms=now_ms(), revision=batch.revision, changes=changes))
+
+    def _as_fact(self, change: WatchedChange) -> KeyChange:
+        return KeyChange(
+            key=change.key.removeprefix(self._prefix),
+            value=change.value,
+            mod_revision=change.mod_revision,
+            create_revision=change.create_revision,
+            lease_id=change.lease_id,
+        )
+
+
+def _redacted(change: KeyChange) -> KeyChange:
+    """The change without secrets: what is in an event is in the log."""
+    if change.key != "config" or not change.value or not any(word in change.value.lower() for word in SECRET_WORDS):
+        return change
+    try:
+        cleaned = json.dumps(_without_secrets(json.loads(change.value)), separators=(",", ":"))
+    except ValueError:
+        return change
+    return KeyChange(
+        key=change.key,
+        value=cleaned,
+        mod_revision=change.mod_revision,
+        create_revision=change.create_revision,
+        lease_id=change.lease_id,
+    )
+
+
+def _without_secrets(found: Any) -> Any:
+    if isinstance(found, dict):
+        return {
+            key: "***" if any(word in key.lower() for word in SECRET_WORDS) else _without_secrets(value)
+            for key, value in found.items()
+        }
+    return [_without_secrets(value) for value in found] if isinstance(found, list) else found
+
+
+class ProbeSource:
+    """Looks at the server as often as the newest snapshot asks for."""
+
+    def __init__(self, board: Board, prober: Prober, report: Report) -> None:
+        self._board, self._prober, self._report = board, prober, report
+
+    async def run(self) -> None:
+        """Probe until cancelled."""
+        while True:
+            pid = self._board.current.view.server.pid
+            if self._board.current.probe_every_ms is None or pid is None:
+                await self._board.changed()
+                continue
+            began_ms = now_ms()
+            await self._probe(pid, began_ms)
+            await self._until_due(pid, began_ms)
+
+    async def _probe(self, pid: int, began_ms: int) -> None:
+        try:
+            probe = await self._prober.probe(PROBE_TIMEOUT_MS)
+        except ServerStarting as error:
+            self._report(ServerSilent(at_ms=now_ms(), pid=pid, detail=str(error), starting=True))
+        except MatriarchError as error:
+            self._report(ServerSilent(at_ms=now_ms(), pid=pid, detail=str(error)))
+        else:
+            self._report(ServerProbed(at_ms=now_ms(), pid=pid, probe=probe, took_ms=now_ms() - began_ms))
+
+    async def _until_due(self, pid: int, began_ms: int) -> None:
+        """Wait out the pause, which a new snapshot may shorten, or end when there is another server."""
+        while True:
+            current = self._board.current
+            if current.probe_every_ms is None or current.view.server.pid != pid:
+                return
+            left_ms = began_ms + current.probe_every_ms - now_ms()
+            if left_ms <= 0:
+                return
+            with anyio.move_on_after(left_ms / 1000):
+                await self._board.changed()
+
+
+class FenceSource:
+    """Keeps a connection to the fence, which it starts if there is none, and tells what the fence notices."""
+
+    def __init__(self, connect: Callable[[], Any], report: Report) -> None:
+        self._connect, self._report = connect, report
+        self._link: FenceLink | None = None
+        self._gone = anyio.Event()
+        self._is_server_running = False
+        self._fired_at_ms: int | None = None
+
+    @property
+    def link(self) -> FenceLink:
+        """The connection. Raises: FenceUnavailable while there is none."""
+        if self._link is None:
+            raise FenceUnavailable("there is no connection to the fence")
+        return self._link
+
+    async def wait_until_gone(self) -> None:
+        """Return when no process of a server is left."""
+        while self._is_server_running:
+            await self._gone.wait()
+
+    async def run(self) -> None:
+        """Connect, and again whenever the connection breaks, until cancelled."""
+        while True:
+            try:
+                link: FenceLink = await self._connect()
+            except FenceUnavailable as error:
+                self._report(FenceLost(at_ms=now_ms(), detail=str(error)))
+                await anyio.sleep(0.5)
+                continue
+            async with link:
+                await self._serve(link)
+            await anyio.sleep(0.05)
+
+    async def _serve(self, link: FenceLink) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(link.run)
+            try:
+                status = await link.status()
+            except MatriarchError as error:
+                self._report(FenceLost(at_ms=now_ms(), detail=str(error)))
+                tasks.cancel_scope.cancel()
+                return
+            self._link = link
+            self._set_running(status.pid is not None)
+            self._report(FenceConnected(at_ms=now_ms(), pid=status.pid, armed_until_ms=status.armed_until_ms))
+            async for notice in link.notices():
+                self._take(notice)
+            self._link = None
+            tasks.cancel_scope.cancel()
+
+    def _take(self, notice: FenceNotice) -> None:
+        match notice:
+            case Spawned():
+                self._set_running(True)
+                self._report(ServerSpawned(at_ms=now_ms(), pid=notice.pid))
+            case Fired():
+                self._fired_at_ms = notice.at_ms
+            case Exited():
+                self._set_running(False)
+                self._report(
+                    ServerExited(
+                        at_ms=now_ms(),
+                        pid=notice.pid,
+                        status=notice.status,
+                        signal=notice.signal,
+                        fired=self._fired_at_ms is not None,
+                        exited_at_ms=notice.at_ms,
+                    )
+                )
+                self._fired_at_ms = None
+            case Lost():
+                self._set_running(False)
+                self._report(FenceLost(at_ms=now_ms(), detail=notice.reason))
+
+    def _set_running(self, is_running: bool) -> None:
+        self._is_server_running = is_running
+        if not is_running:
+            self._gone.set()
+            self._gone = anyio.Event()
