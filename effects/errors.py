@@ -53,8 +53,14 @@ class ProgramFailed(PostgresError):
 
     def __init__(self, program: str, status: int, stderr: str) -> None:
         self.program, self.status, self.stderr = program, status, stderr
-        last = stderr.strip().splitlines()[-1] if stderr.strip() else "no message"
-        super().__init__(f"{program} ended with status {status}: {last}")
+        super().__init__(f"{program} ended with status {status}: {_telling_line(stderr)}")
+
+
+def _telling_line(stderr: str) -> str:
+    """The last line that says what failed: hints, details and clean-up may come after it."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    failures = [line for line in lines if "error:" in line or "fatal:" in line.lower()]
+    return (failures or lines or ["no message"])[-1]
 
 
 class FenceUnavailable(MatriarchError):

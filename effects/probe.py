@@ -1,0 +1,180 @@
+"""One look at the running server a second: one long-lived connection, one prepared statement, one round trip."""
+
+import functools
+from datetime import datetime
+
+import anyio
+import msgspec
+import psycopg
+from psycopg import pq
+from psycopg.conninfo import conninfo_to_dict
+
+from effects.errors import PostgresError
+from effects.server_settings import ServerSettings
+from effects.sql import Connection, connect_locally, renamed_errors
+from fsm.facts import Probe, Standby
+
+# Recovery ended between two functions of one statement. Source: object_not_in_prerequisite_state.
+PROMOTED_MEANWHILE = "55000"
+SESSION = "-c statement_timeout=2s -c TimeZone=UTC -c default_transaction_read_only=on -c log_statement=none"
+
+# In recovery the CASEs keep PostgreSQL from calling functions that only a primary may call. The list of parameters that
+# wait for a restart is long to make and changes with a reload only, so it is asked for once a reload.
+# Source: PostgreSQL, "System Administration Functions", "The Statistics Views"; all of it is in 14 to 18.
+STATEMENT = """
+WITH server AS MATERIALIZED (SELECT pg_is_in_recovery() AS in_recovery),
+     receiver AS MATERIALIZED (SELECT status, received_tli FROM pg_stat_wal_receiver)
+SELECT in_recovery,
+       CASE WHEN in_recovery THEN NULL ELSE pg_walfile_name(pg_current_wal_insert_lsn()) END,
+       CASE WHEN NOT in_recovery THEN 0
+            ELSE coalesce((SELECT received_tli FROM receiver), 0) END,
+       CASE WHEN NOT in_recovery THEN 0
+            ELSE (SELECT greatest(c.timeline_id, r.min_recovery_end_timeline)
+                    FROM pg_control_checkpoint() c, pg_control_recovery() r) END,
+       (SELECT system_identifier FROM pg_control_system())::text,
+       pg_postmaster_start_time(),
+       CASE WHEN in_recovery THEN 0 ELSE pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::bigint END,
+       CASE WHEN in_recovery THEN coalesce(pg_wal_lsn_diff(pg_last_wal_receive_lsn(), '0/0')::bigint, 0) ELSE 0 END,
+       CASE WHEN in_recovery THEN coalesce(pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::bigint, 0) ELSE 0 END,
+       CASE WHEN in_recovery THEN pg_last_xact_replay_timestamp() END,
+       CASE WHEN in_recovery THEN pg_get_wal_replay_pause_state() <> 'not paused' ELSE false END,
+       (SELECT status FROM receiver),
+       current_setting('primary_conninfo'),
+       (SELECT coalesce(json_agg(json_build_object(
+                   'application_name', application_name, 'state', coalesce(state, ''),
+                   'sync_state', coalesce(sync_state, 'async'), 'usename', coalesce(usename, ''),
+                   'client_addr', host(client_addr), 'sync_priority', coalesce(sync_priority, 0),
+                   'write_lsn', coalesce(pg_wal_lsn_diff(write_lsn, '0/0')::bigint, 0),
+                   'flush_lsn', coalesce(pg_wal_lsn_diff(flush_lsn, '0/0')::bigint, 0),
+                   'replay_lsn', coalesce(pg_wal_lsn_diff(replay_lsn, '0/0')::bigint, 0))
+                 ORDER BY application_name, pid),
+               '[]') FROM pg_stat_replication),
+       pg_conf_load_time(),
+       CASE WHEN pg_conf_load_time() IS DISTINCT FROM %s::timestamptz
+            THEN (SELECT coalesce(array_agg(name ORDER BY name), '{}') FROM pg_settings WHERE pending_restart) END
+  FROM server
+"""
+
+
+class _Row(msgspec.Struct, frozen=True):
+    """The statement's columns in their order."""
+
+    in_recovery: bool
+    walfile: str | None
+    received_timeline: int
+    control_timeline: int
+    system_id: str
+    started_at: datetime
+    flushed_lsn: int
+    received_lsn: int
+    replayed_lsn: int
+    replayed_at: datetime | None
+    replay_paused: bool
+    receiver_status: str | None
+    conninfo: str
+    standbys: list[dict[str, object]]
+    loaded_at: datetime
+    pending_restart: list[str] | None
+
+
+class Prober:
+    """Looks at the own server through one connection, which it makes anew when it breaks. For one task at a time."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._settings = settings
+        self._connection: Connection | None = None
+        self._loaded_at: datetime | None = None
+        self._pending_restart: tuple[str, ...] = ()
+        self._received: tuple[datetime, int] | None = None
+
+    async def probe(self, timeout_ms: int) -> Probe:
+        """What the server says about itself.
+
+        timeout_ms: for all of it, connecting included.
+        Raises: ServerStarting while the server takes no connections yet, PostgresError when it does not answer.
+        """
+        try:
+            with anyio.fail_after(timeout_ms / 1000):
+                return self._fact(await self._ask())
+        except TimeoutError as error:
+            self.close()
+            raise PostgresError(f"the server did not answer within {timeout_ms} ms") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Drops the connection, without a word to the server, which may be frozen."""
+        if self._connection is not None:
+            self._connection.pgconn.finish()
+            self._connection = None
+            self._loaded_at = None
+
+    async def _ask(self) -> _Row:
+        """The statement's row. What a restart or a promotion since the last probe spoils is asked for once more."""
+        if self._connection is not None:
+            try:
+                return await self._execute(self._connection)
+            except psycopg.Error as error:
+                self._forgive(self._connection, error)
+        if self._connection is None:
+            self._connection = await connect_locally(self._settings, SESSION)
+        with renamed_errors("probe"):
+            return await self._execute(self._connection)
+
+    def _forgive(self, connection: Connection, error: psycopg.Error) -> None:
+        if connection.pgconn.status != pq.ConnStatus.OK:
+            self.close()
+        elif error.sqlstate != PROMOTED_MEANWHILE:
+            raise PostgresError(f"probe: {error} (SQLSTATE {error.sqlstate})") from error
+
+    async def _execute(self, connection: Connection) -> _Row:
+        cursor = await connection.execute(STATEMENT, (self._loaded_at,), prepare=True)
+        row = await cursor.fetchone()
+        if row is None:
+            raise PostgresError("the probe returned no row")
+        return _Row(*row)
+
+    def _fact(self, row: _Row) -> Probe:
+        if row.pending_restart is not None:
+            self._loaded_at, self._pending_restart = row.loaded_at, tuple(row.pending_restart)
+        upstream = parse_upstream(row.conninfo)
+        assert self._connection is not None
+        return Probe(
+            in_recovery=row.in_recovery,
+            timeline=self._timeline(row),
+            system_id=row.system_id,
+            server_version=self._connection.info.server_version,
+            postmaster_started_at=row.started_at.isoformat(sep=" "),
+            flushed_lsn=row.flushed_lsn,
+            received_lsn=row.received_lsn,
+            replayed_lsn=row.replayed_lsn,
+            replayed_at=row.replayed_at.isoformat(sep=" ") if row.replayed_at else None,
+            replay_paused=row.replay_paused,
+            receiver_status=row.receiver_status,
+            upstream_host=upstream[0],
+            upstream_port=upstream[1],
+            standbys=msgspec.convert(row.standbys, tuple[Standby, ...]),
+            pending_restart=self._pending_restart,
+        )
+
+    def _timeline(self, row: _Row) -> int:
+        if row.walfile is not None:
+            return int(row.walfile[:8], 16)
+        if row.received_timeline:
+            self._received = (row.started_at, row.received_timeline)
+        # The control file lags behind; when the receiver has gone, what it received in this server's life still holds.
+        is_remembered = self._received is not None and self._received[0] == row.started_at
+        remembered = self._received[1] if self._received and is_remembered else 0
+        return max(row.received_timeline, row.control_timeline, remembered)
+
+
+@functools.lru_cache(maxsize=8)
+def parse_upstream(conninfo: str) -> tuple[str | None, int | None]:
+    """Host and port that a `primary_conninfo` names; None for what it leaves out or cannot be parsed."""
+    try:
+        words = conninfo_to_dict(conninfo)
+    except Exception:  # noqa: BLE001 - psycopg raises several kinds; an operator may have written anything there
+        return None, None
+    host, port = words.get("host"), str(words.get("port") or "")
+    return (str(host) if host else None), (int(port) if port.isdecimal() else None)
