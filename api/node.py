@@ -1,5 +1,6 @@
 """One node put together: settings, log, etcd, fence, server, peers, API and the agent's loop, in one task group."""
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -16,7 +17,7 @@ import anyio
 from api.app import build_app
 from api.server import serve
 from effects.agent import Agent
-from effects.errors import ConfigError
+from effects.errors import ConfigError, MatriarchError
 from effects.etcd import EtcdClient
 from effects.etcd_types import EtcdTls
 from effects.fence_link import FenceLink
@@ -177,6 +178,8 @@ async def _run_agent(agent: Agent, settings: Settings, run_as: RunAs | None, etc
         tasks.start_soon(fence.run)
         tasks.start_soon(ProbeSource(agent.board, prober, agent.report).run)
         await agent.run(lanes)
+        with contextlib.suppress(MatriarchError):
+            await fence.link.quit()  # refused while a server runs: then the fence goes on holding it
         tasks.cancel_scope.cancel()
     prober.close()
 

@@ -13,6 +13,7 @@ from fsm.timing import (
     HANDOVER_CATCH_UP_MS,
     NAMED_SUCCESSOR_WAIT_MS,
     PEER_REASK_MS,
+    PROMOTE_AGAIN_MS,
     REWIND_ATTEMPTS_MAX,
     renew_every_ms,
 )
@@ -174,6 +175,12 @@ def may_a_primary_be_running(view: View) -> bool:
 def is_no_primary_possible(view: View) -> bool:
     """No server of this node can accept writes: none runs, or a standby that nobody told to promote."""
     return view.server.process == "absent" or (view.server.process == "running" and not view.server.may_be_primary)
+
+
+def is_promotion_due(view: View) -> bool:
+    """This postmaster was not told to promote yet, or was told long ago to no effect."""
+    told_at_ms = view.achieved.get("promote", -1)
+    return told_at_ms < view.server.spawned_at_ms or view.now_ms - told_at_ms >= PROMOTE_AGAIN_MS
 
 
 def is_fence_armed(view: View) -> bool:
@@ -456,6 +463,11 @@ def is_fit_to_restart_as_primary(view: View) -> bool:
     return is_directory_a_cluster(view) and was_primary(view.directory)
 
 
+def is_directory_of_a_standby(view: View) -> bool:
+    """The data directory was last run as a standby: it is started as one and promoted."""
+    return is_directory_a_cluster(view) and not was_primary(view.directory)
+
+
 def is_handover_wanted(view: View) -> bool:
     """A switchover or failover away from this leader is asked for, and a member that can take over streams from it."""
     request = view.failover
@@ -543,8 +555,8 @@ def is_rewind_not_begun(view: View) -> bool:
 
 
 def is_free_of_divergence(view: View) -> bool:
-    """Nothing shows at present that this node's WAL went another way than the leader's."""
-    return not has_diverged(view)
+    """This node's data are known, and nothing shows that they went another way than a present leader's."""
+    return (is_standby_running(view) or is_directory_a_cluster(view)) and not has_diverged(view)
 
 
 def is_clone_source_missing(view: View) -> bool:

@@ -89,7 +89,10 @@ def _cluster_read(view: View, event: ClusterRead) -> View:
         for name, key in view.keys.items()
         if key.value is not None and name not in {change.key for change in event.keys}
     ]
-    return _with_changes(replace(view, etcd=etcd), [*event.keys, *gone])
+    view = _with_changes(replace(view, etcd=etcd), [*event.keys, *gone])
+    if view.leader is None and view.leader_free_since_ms is None:
+        return replace(view, leader_free_since_ms=view.now_ms)
+    return view
 
 
 def _keys_changed(view: View, event: KeysChanged) -> View:
@@ -182,7 +185,7 @@ def _server_spawned(view: View, event: ServerSpawned) -> View:
         pid=event.pid,
         spawned_at_ms=event.at_ms,
         is_starting=True,
-        may_be_primary="start-standby" not in view.underway,
+        may_be_primary=not any(u.kind == "StartStandby" for u in view.underway.values()),
         failed_starts=view.server.failed_starts,
     )
     return replace(view, server=server, directory=None)

@@ -59,7 +59,8 @@ class Replay:
     def _take_snapshot(self, snapshot: SnapshotEntry) -> Difference | None:
         before, self._view = self._view, snapshot.view
         self._count(snapshots=1)
-        if before is not None and before != snapshot.view:
+        is_new_agent = snapshot.view.identity is None
+        if before is not None and before != snapshot.view and not is_new_agent:
             return self._differs(snapshot.seq, "view", snapshot.view, before, snapshot.table)
         return None
 

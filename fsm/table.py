@@ -182,6 +182,13 @@ TABLE: tuple[Rule, ...] = (
         because="without etcd nobody can be elected",
     ),
     Rule(
+        id="C6",
+        source=CANDIDATE,
+        target=REPLICA,
+        guards=(g.is_stopping, g.is_no_primary_possible),
+        because="the agent was asked to stop",
+    ),
+    Rule(
         id="C3",
         source=CANDIDATE,
         target=REPLICA,
@@ -355,7 +362,7 @@ DUTIES: tuple[Duty, ...] = (
     ),
     Duty(
         id="release-leader-key",
-        states=NOT_LEADING,
+        states=NOT_LEADING | {BOOTSTRAPPING},
         guards=(g.is_etcd_watched, g.is_leader_key_named_for_us, g.is_no_primary_possible, g.is_successor_ready),
         order=orders.release_leader_key,
         because="this node does not lead any more and nobody should wait for its lease",
@@ -398,7 +405,7 @@ DUTIES: tuple[Duty, ...] = (
     Duty(
         id="promote",
         states=frozenset({LEADER}),
-        guards=(g.is_promotable, g.is_leader_key_ours, g.is_fence_armed, g.has_time_left),
+        guards=(g.is_promotable, g.is_promotion_due, g.is_leader_key_ours, g.is_fence_armed, g.has_time_left),
         order=orders.promote,
         because="the holder of the leader key is the primary",
         first_ms=100,
@@ -499,6 +506,7 @@ DUTIES: tuple[Duty, ...] = (
             g.is_server_absent,
             g.is_directory_ready_to_run,
             g.is_free_to_start_as_standby,
+            g.is_leader_key_not_ours,
             g.is_unpaused,
             g.is_staying,
         ),
@@ -506,6 +514,15 @@ DUTIES: tuple[Duty, ...] = (
         because="a node that does not lead follows",
         first_ms=250,
         most_ms=10_000,
+    ),
+    Duty(
+        id="restart-to-promote",
+        states=frozenset({LEADER}),
+        guards=(g.is_server_absent, g.is_directory_of_a_standby, g.is_leader_key_ours, g.has_time_left, g.is_staying),
+        order=orders.start_standby,
+        because="the elected standby went down before it was promoted",
+        first_ms=100,
+        most_ms=2_000,
     ),
     Duty(
         id="follow",

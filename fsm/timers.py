@@ -13,6 +13,7 @@ from fsm.timing import (
     PROBE_IDLE_MS,
     PROBE_SOON_MS,
     PROBE_URGENT_MS,
+    PROMOTE_AGAIN_MS,
     UNANSWERED_GRACE_MS,
     backoff_ms,
     renew_every_ms,
@@ -60,6 +61,7 @@ def _server_instants(view: View) -> Iterator[int]:
     if view.state is State.LEADER:
         down_since_ms = max(server.exited_at_ms or server.spawned_at_ms, view.state_since_ms)
         yield down_since_ms + max(view.dynamic.primary_start_timeout_s * 1000, 1)
+        yield view.achieved.get("promote", 0) + PROMOTE_AGAIN_MS
 
 
 def _effect_instants(view: View) -> Iterator[int]:

@@ -35,6 +35,9 @@ FAILED_STARTS_MAX = 3
 """A server that ends this often without having served for a minute in between is not started as primary again here:
 a crash loop is a failure even if each single start is quick."""
 
+PROMOTE_AGAIN_MS = 10_000
+"""After this long without an end of recovery a promotion is asked for once more, in case the request was lost."""
+
 REWIND_ATTEMPTS_MAX = 3
 """pg_rewind failures after which the recovery ladder goes on to a new base backup."""
 
