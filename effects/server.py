@@ -12,7 +12,7 @@ from effects.server_settings import ServerSettings
 from effects.sources import FenceSource
 from effects.timelines import read_leader_history
 from fsm import effects as do
-from fsm.events import AnyResult, DirectoryRead, Done, FenceArmed, HistoryRead
+from fsm.events import AnyResult, DirectoryRead, Done, FenceArmed, HistoryRead, ServerStarted
 
 Parameters = Callable[[], dict[str, str]]
 OnProgress = Callable[[CloneProgress | RewindProgress | None], None]
@@ -106,13 +106,13 @@ class Server:
 
     async def start_primary(self, effect: do.StartPrimary) -> AnyResult:
         """A server that will accept writes until its deadline."""
-        await self._server.start("primary", None, self._parameters(), armed_until_ms=effect.armed_until_ms)
-        return Done()
+        pid = await self._server.start("primary", None, self._parameters(), armed_until_ms=effect.armed_until_ms)
+        return ServerStarted(pid=pid)
 
     async def start_standby(self, effect: do.StartStandby) -> AnyResult:
         """A server in recovery."""
-        await self._server.start("standby", effect.upstream, self._parameters(), armed_until_ms=None)
-        return Done()
+        pid = await self._server.start("standby", effect.upstream, self._parameters(), armed_until_ms=None)
+        return ServerStarted(pid=pid)
 
     async def follow(self, effect: do.Follow) -> AnyResult:
         """Another upstream."""

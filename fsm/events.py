@@ -185,6 +185,12 @@ class FenceArmed(Result, frozen=True, kw_only=True):
     until_ms: int
 
 
+class ServerStarted(Result, frozen=True, kw_only=True):
+    """The fence started the postmaster; it does not take connections yet."""
+
+    pid: int
+
+
 class DirectoryRead(Result, frozen=True, kw_only=True):
     """What the data directory holds."""
 
@@ -212,7 +218,17 @@ class FailsafeHeard(Result, frozen=True, kw_only=True):
     accepted: tuple[str, ...]
 
 
-AnyResult = Done | LeaseHeld | KeyWritten | FenceArmed | DirectoryRead | HistoryRead | PeersHeard | FailsafeHeard
+AnyResult = (
+    Done
+    | LeaseHeld
+    | KeyWritten
+    | FenceArmed
+    | ServerStarted
+    | DirectoryRead
+    | HistoryRead
+    | PeersHeard
+    | FailsafeHeard
+)
 
 FailureKind = Literal["unavailable", "refused", "lease_gone", "expired", "program", "sql", "cancelled", "fence", "bug"]
 

@@ -353,14 +353,11 @@ def is_free_to_start_as_standby(view: View) -> bool:
 
 
 def is_following_another(view: View) -> bool:
-    """The running standby does not follow the leader."""
-    wanted = wanted_upstream(view)
-    probe = view.server.probe
-    return (
-        wanted is not None
-        and probe is not None
-        and (probe.upstream_host, probe.upstream_port) != (wanted.host, wanted.port)
-    )
+    """The running standby was looked at since it was last pointed anywhere, and does not follow the leader."""
+    wanted, probe = wanted_upstream(view), view.server.probe
+    if wanted is None or probe is None or view.server.probed_at_ms <= view.achieved.get("follow", -1):
+        return False
+    return (probe.upstream_host, probe.upstream_port) != (wanted.host, wanted.port)
 
 
 def wanted_upstream(view: View) -> Upstream | None:
@@ -499,14 +496,16 @@ def handover_targets(view: View) -> list[str]:
 
 def is_successor_ready(view: View) -> bool:
     """Nobody is to be waited for before the key is released, or the successor holds all WAL, or has had its time."""
-    request = view.failover
-    if request is None or request.candidate is None or not was_primary(view.directory):
+    request, exited_at_ms = view.failover, view.server.exited_at_ms
+    if request is None or request.candidate in (None, view.name) or exited_at_ms is None:
         return True
-    exited_at = view.server.exited_at_ms
-    if exited_at is None or view.now_ms - exited_at >= HANDOVER_CATCH_UP_MS:
+    if view.now_ms - exited_at_ms >= HANDOVER_CATCH_UP_MS:
         return True
+    if view.directory is None or not was_primary(view.directory):
+        return view.directory is not None
     heard = view.peers.get(request.candidate)
-    return heard is not None and heard.report.position_lsn > _directory(view).checkpoint_lsn
+    is_heard_since = heard is not None and heard.at_ms >= exited_at_ms
+    return heard is not None and is_heard_since and heard.report.position_lsn > view.directory.checkpoint_lsn
 
 
 def is_successor_question_due(view: View) -> bool:

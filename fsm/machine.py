@@ -13,7 +13,7 @@ from fsm.facts import Fact
 from fsm.observe import observe, with_issued
 from fsm.states import State
 from fsm.table import DUTIES, TABLE, Duty, Rule
-from fsm.timers import DUTY_BY_ID, may_retry_at_ms, probe_every_ms, wake_at_ms
+from fsm.timers import DUTY_BY_ID, may_issue_at_ms, probe_every_ms, wake_at_ms
 from fsm.view import Underway, View
 
 EXCLUSIVE_RESOURCES = frozenset({"server"})
@@ -94,7 +94,7 @@ def advance(view: View) -> Rule | None:
 
 def is_due(view: View, duty: Duty) -> bool:
     """True when the duty should be issued now: wanted in this state, not in flight, not backing off."""
-    if view.state not in duty.states or duty.id in view.underway or view.now_ms < may_retry_at_ms(view, duty):
+    if view.state not in duty.states or duty.id in view.underway or view.now_ms < may_issue_at_ms(view, duty):
         return False
     return all(guard(view) for guard in duty.guards)
 

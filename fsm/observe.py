@@ -29,6 +29,7 @@ from fsm.events import (
     ServerProbed,
     ServerSilent,
     ServerSpawned,
+    ServerStarted,
     StopAsked,
     Succeeded,
     SwitchoverAsked,
@@ -180,12 +181,19 @@ def _fence_lost(view: View, event: FenceLost) -> View:
 
 
 def _server_spawned(view: View, event: ServerSpawned) -> View:
+    return _with_postmaster(view, event.pid, is_standby=any(u.kind == "StartStandby" for u in view.underway.values()))
+
+
+def _with_postmaster(view: View, pid: int, *, is_standby: bool) -> View:
+    """A new postmaster runs; told twice, by the fence's notice and by the start's outcome, in either order."""
+    if view.server.process == "running" and view.server.pid == pid:
+        return view
     server = Server(
         process="running",
-        pid=event.pid,
-        spawned_at_ms=event.at_ms,
+        pid=pid,
+        spawned_at_ms=view.now_ms,
         is_starting=True,
-        may_be_primary=not any(u.kind == "StartStandby" for u in view.underway.values()),
+        may_be_primary=not is_standby,
         failed_starts=view.server.failed_starts,
     )
     return replace(view, server=server, directory=None)
@@ -339,6 +347,10 @@ def _fence_armed(view: View, event: Succeeded, result: FenceArmed) -> View:
     return replace(view, fence=replace(view.fence, armed_until_ms=result.until_ms))
 
 
+def _server_started(view: View, event: Succeeded, result: ServerStarted) -> View:
+    return _with_postmaster(view, result.pid, is_standby=event.duty != "start-primary")
+
+
 def _directory_read(view: View, event: Succeeded, result: DirectoryRead) -> View:
     return replace(view, directory=result.directory) if view.server.process == "absent" else view
 
@@ -366,6 +378,7 @@ _RESULTS: dict[type, Callable[[View, Succeeded, Any], View]] = {
     LeaseHeld: _lease_held,
     KeyWritten: _key_written,
     FenceArmed: _fence_armed,
+    ServerStarted: _server_started,
     DirectoryRead: _directory_read,
     HistoryRead: _history_read,
     PeersHeard: _peers_heard,

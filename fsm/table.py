@@ -40,7 +40,11 @@ class Rule(Struct, frozen=True, kw_only=True):
 
 
 class Duty(Struct, frozen=True, kw_only=True):
-    """One thing that should be under way. `first_ms`, `most_ms`: the pause after the first failure, and the longest."""
+    """One thing that should be under way.
+
+    `first_ms`, `most_ms`: the pause after the first failure in a row, and the longest. `settle_ms`: the pause after a
+    success, where what it brought may not be enough and only asking again can tell.
+    """
 
     id: str
     states: frozenset[State]
@@ -49,6 +53,7 @@ class Duty(Struct, frozen=True, kw_only=True):
     because: str
     first_ms: int = 250
     most_ms: int = 5_000
+    settle_ms: int = 0
 
 
 TABLE: tuple[Rule, ...] = (
@@ -539,6 +544,7 @@ DUTIES: tuple[Duty, ...] = (
         because="whether this node may follow depends on where the leader's timeline forked",
         first_ms=100,
         most_ms=5_000,
+        settle_ms=200,
     ),
     # ---- what others should know ----------------------------------------------------------------------------------
     Duty(
@@ -582,6 +588,7 @@ DUTIES: tuple[Duty, ...] = (
         guards=(g.is_own_history_unread,),
         order=orders.read_own_history,
         because="the cluster's history is written from what the server itself says",
+        settle_ms=200,
     ),
     Duty(
         id="publish-history",

@@ -21,14 +21,17 @@ from fsm.timing import (
 from fsm.view import View
 
 DUTY_BY_ID: dict[str, Duty] = {duty.id: duty for duty in DUTIES}
+_SETTLING = tuple(duty for duty in DUTIES if duty.settle_ms)
 
 
-def may_retry_at_ms(view: View, duty: Duty) -> int:
-    """The instant from which a duty may be tried again; 0 if it did not fail."""
+def may_issue_at_ms(view: View, duty: Duty) -> int:
+    """The instant from which a duty may be issued (again); 0 if it was never tried."""
+    settled_at_ms = view.achieved[duty.id] + duty.settle_ms if duty.settle_ms and duty.id in view.achieved else 0
     attempts = view.attempts.get(duty.id)
     if attempts is None:
-        return 0
-    return attempts.failed_at_ms + backoff_ms(attempts.failures, first_ms=duty.first_ms, most_ms=duty.most_ms)
+        return settled_at_ms
+    pause_ms = backoff_ms(attempts.failures, first_ms=duty.first_ms, most_ms=duty.most_ms)
+    return max(settled_at_ms, attempts.failed_at_ms + pause_ms)
 
 
 def _lease_instants(view: View) -> Iterator[int]:
@@ -66,7 +69,8 @@ def _server_instants(view: View) -> Iterator[int]:
 
 def _effect_instants(view: View) -> Iterator[int]:
     yield from (underway.deadline_ms + UNANSWERED_GRACE_MS + 1 for underway in view.underway.values())
-    yield from (may_retry_at_ms(view, DUTY_BY_ID[duty]) for duty in view.attempts)
+    yield from (may_issue_at_ms(view, DUTY_BY_ID[duty]) for duty in view.attempts)
+    yield from (may_issue_at_ms(view, duty) for duty in _SETTLING)
 
 
 def wake_at_ms(view: View) -> int | None:
@@ -96,7 +100,9 @@ def _is_somebody_waiting(view: View) -> bool:
 
 
 def _is_change_expected(view: View) -> bool:
-    """A handover is asked for, nobody leads, or the standby does not stream yet."""
+    """A handover is asked for, nobody leads, or the standby does not stream yet, or not from where it was told to."""
     probe = view.server.probe
+    if view.server.probed_at_ms <= view.achieved.get("follow", -1):
+        return True
     is_idle_standby = probe is not None and probe.in_recovery and probe.receiver_status != "streaming"
     return view.failover is not None or view.leader is None or is_idle_standby
