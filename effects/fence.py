@@ -825,6 +825,8 @@ def main(arguments: list[str]) -> None:
     """Guards the directory named by `--directory`."""
     if len(arguments) < 2 or arguments[0] != "--directory" or arguments[2:] not in ([], ["--detach"]):
         raise SystemExit("usage: fence.py --directory DIR [--detach]")
+    # Whatever leaked in from the agent (uvloop does not close its ends of a child's pipes) must not outlive it here.
+    os.closerange(3, 4096)
     directory_fd = os.open(arguments[1], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     take_lock(directory_fd)
     listener = listen(directory_fd)
