@@ -1,0 +1,1 @@
+"""What Matriarch does: one module a resource. Nothing here decides; `fsm` does."""

@@ -9,6 +9,7 @@ import stat
 import subprocess
 from pathlib import Path
 
+from effects.errors import ConfigError
 from effects.programs import HIDDEN_PREFIXES, RunAs
 from effects.settings_types import Findings, PostgresSettings, Settings
 from effects.settings_values import WILDCARD_HOSTS
@@ -256,3 +257,16 @@ def _bind_remedy(error: OSError, host: str, port: int) -> str:
     if error.errno == errno.EACCES:
         return f"port {port} needs root's rights; choose one from 1024 on"
     return f"{host}:{port} cannot be listened on: {error.strerror}; choose another address"
+
+
+def find_bin_dir(postgresql: PostgresSettings) -> Path:
+    """The directory of PostgreSQL's programs: as configured, else where PATH finds `postgres`.
+
+    Raises: ConfigError when there is none.
+    """
+    if postgresql.bin_dir is not None:
+        return postgresql.bin_dir
+    found = _find(postgresql, "postgres")
+    if found is None:
+        raise ConfigError([f"postgresql.bin_dir: PATH has no postgres; {_install_remedy()}"])
+    return found.resolve().parent

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import click
 
-from fsm import diagram
+from fsm.diagram import as_dot, as_json, as_mermaid, as_svg
 from fsm.dump import table_text
 from fsm.states import State
 
 DRAWERS = {
-    "mermaid": diagram.as_mermaid,
-    "dot": diagram.as_dot,
-    "svg": diagram.as_svg,
-    "json": diagram.as_json,
+    "mermaid": as_mermaid,
+    "dot": as_dot,
+    "svg": as_svg,
+    "json": as_json,
     "text": lambda _: table_text(),
 }
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import anyio
 import pytest
-from servers import PATIENCE_MS, Node, ignore_progress, running_nodes, until
 
 from effects.clone import CloneProgress, clone, parse_line
 from effects.errors import PostgresError, ProgramFailed
 from effects.programs import RunAs
+from tests.effects.servers import PATIENCE_MS, Node, ignore_progress, running_nodes, until
 
 pytestmark = pytest.mark.anyio
 

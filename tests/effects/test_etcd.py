@@ -7,7 +7,6 @@ from pathlib import Path
 
 import anyio
 import pytest
-from etcd_watching import PATIENCE_S, TIMEOUT_MS, Watching, values_below
 
 from effects.clock import now_ms
 from effects.embedded import EmbeddedEtcd, EmbeddedEtcdCluster, free_ports
@@ -21,6 +20,7 @@ from effects.errors import (
 from effects.etcd import EtcdClient
 from effects.etcd_types import WatchBatch, absent, delete, lease_is, mod_revision_is, put, value_is
 from effects.etcd_wire import etcdrpc
+from tests.effects.etcd_watching import PATIENCE_S, TIMEOUT_MS, Watching, values_below
 
 pytestmark = [pytest.mark.anyio, pytest.mark.servers]
 

@@ -4,13 +4,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from etcd_watching import TIMEOUT_MS, Watching, values_below
 
 from effects.embedded import EmbeddedEtcd
 from effects.errors import ConfigError, EtcdRefused, EtcdUnavailable
 from effects.etcd import EtcdClient
 from effects.etcd_types import EtcdTls, put
 from effects.etcd_wire import etcdrpc
+from tests.effects.etcd_watching import TIMEOUT_MS, Watching, values_below
 
 pytestmark = [pytest.mark.anyio, pytest.mark.servers]
 

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict
-from servers import PATIENCE_MS, running_nodes, settings_for
 
 from effects.errors import PostgresError
 from effects.pgcheck import rejected_parameters, without_parameters
@@ -30,6 +29,7 @@ from effects.pgconfig import (
 from effects.programs import RunAs
 from effects.server_settings import Login, ServerSettings
 from fsm.facts import Upstream
+from tests.effects.servers import PATIENCE_MS, running_nodes, settings_for
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from servers import PATIENCE_MS, measured, running_nodes
 
 from effects.clock import now_ms
 from effects.controldata import mark, parse_control_file, unmark
@@ -13,6 +12,7 @@ from effects.processes import running_postmaster
 from effects.programs import RunAs
 from effects.timelines import parse_history, read_leader_history
 from fsm.facts import TimelineSwitch
+from tests.effects.servers import PATIENCE_MS, measured, running_nodes
 
 pytestmark = pytest.mark.anyio
 

@@ -5,7 +5,6 @@ import signal
 from pathlib import Path
 
 import pytest
-from servers import PATIENCE_MS, measured, running_nodes
 
 from effects.clock import now_ms
 from effects.embedded import postgres_bin_dir, readable_copy
@@ -13,6 +12,7 @@ from effects.errors import PostgresError, ServerStarting
 from effects.probe import Prober, parse_upstream
 from effects.programs import RunAs
 from effects.sql import _sqlstate
+from tests.effects.servers import PATIENCE_MS, measured, running_nodes
 
 pytestmark = pytest.mark.anyio
 

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import anyio
 import pytest
-from servers import PATIENCE_MS, Node, ignore_progress, measured, running_nodes
 
 from effects.controldata import mark
 from effects.embedded import postgres_bin_dir, readable_copy
 from effects.errors import PostgresError, ProgramFailed
 from effects.programs import RunAs
 from effects.rewind import RewindProgress, parse_line, rewind, wait_for_checkpoint
+from tests.effects.servers import PATIENCE_MS, Node, ignore_progress, measured, running_nodes
 
 pytestmark = pytest.mark.anyio
 

@@ -1,0 +1,233 @@
+"""The picture of the table, as Mermaid, DOT, SVG, JSON and a page. Drawn from TABLE: it cannot tell another story."""
+
+import inspect
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any, Literal
+from xml.sax.saxutils import escape
+
+import msgspec
+from msgspec import Struct
+
+from fsm.picture import Arrow, draw
+from fsm.states import State
+from fsm.table import DUTIES, TABLE, Guard, Rule
+
+Kind = Literal["settle", "stand", "lead", "step down", "repair", "mended"]
+
+
+class Look(Struct, frozen=True, kw_only=True):
+    """How a kind of rule is drawn: its colour in light and dark, and its line."""
+
+    light: str
+    dark: str
+    line: Literal["plain", "bold", "dashed"]
+    meaning: str
+
+
+LOOKS: dict[Kind, Look] = {
+    "settle": Look(light="#57606a", dark="#9aa4af", line="plain", meaning="takes its place, nothing is at stake"),
+    "stand": Look(light="#0969da", dark="#58a6ff", line="plain", meaning="stands for election"),
+    "lead": Look(light="#1a7f37", dark="#3fb950", line="bold", meaning="becomes leader"),
+    "step down": Look(light="#cf222e", dark="#ff7b72", line="bold", meaning="stops leading, fence first"),
+    "repair": Look(light="#9a6700", dark="#d29922", line="dashed", meaning="the data must be mended or replaced"),
+    "mended": Look(light="#8250df", dark="#bc8cff", line="plain", meaning="comes back from repair"),
+}
+
+CAPTIONS: dict[State, str] = {
+    State.BOOTSTRAPPING: "finds out what there is",
+    State.REPLICA: "follows, accepts no writes",
+    State.CANDIDATE: "finds out whether to lead",
+    State.LEADER: "holds the key, accepts writes",
+    State.REWINDING: "pg_rewind mends the data",
+    State.REINIT: "gets a new base backup",
+}
+"""What a node does in each state, in a few words; fsm/states.py says what each guarantees."""
+
+IN_REPAIR = (State.REWINDING, State.REINIT)
+MERMAID_LINKS = {"plain": "-->", "bold": "==>", "dashed": "-.->"}
+DOT_STYLES = {"plain": "solid", "bold": "bold", "dashed": "dashed"}
+
+
+def kind_of(rule: Rule) -> Kind:
+    """What kind of move a rule makes."""
+    if rule.target is State.LEADER:
+        return "lead"
+    if rule.source is State.LEADER:
+        return "step down"
+    if rule.target in IN_REPAIR:
+        return "repair"
+    if rule.source in IN_REPAIR:
+        return "mended"
+    return "stand" if rule.target is State.CANDIDATE else "settle"
+
+
+def _ways() -> dict[tuple[State, State], list[Rule]]:
+    """The rules by where they lead from and to, in the order of the table: one arrow each."""
+    ways: dict[tuple[State, State], list[Rule]] = {}
+    for rule in TABLE:
+        ways.setdefault((rule.source, rule.target), []).append(rule)
+    return ways
+
+
+def _ids(rules: Iterable[Rule]) -> str:
+    return " ".join(rule.id for rule in rules)
+
+
+# ---- Mermaid and DOT -------------------------------------------------------------------------------------------------
+
+
+def as_mermaid(state: State | None = None) -> str:
+    """The table as a Mermaid flowchart, the present state lit. Source: Mermaid, "Flowcharts"."""
+    lines = ["flowchart LR"]
+    lines += [f'    {s}(["{s}"])' for s in State]
+    styles = []
+    for number, ((source, target), rules) in enumerate(_ways().items()):
+        look = LOOKS[kind_of(rules[0])]
+        lines.append(f'    {source} {MERMAID_LINKS[look.line]}|"{_ids(rules)}"| {target}')
+        styles.append(f"    linkStyle {number} stroke:{look.light},color:{look.light}")
+    lines += [*styles, "    classDef present fill:#1a7f37,stroke:#1a7f37,color:#ffffff"]
+    if state is not None:
+        lines.append(f"    class {state} present")
+    return "\n".join(lines) + "\n"
+
+
+def as_dot(state: State | None = None) -> str:
+    """The table as a Graphviz digraph, the present state lit. Source: Graphviz, "DOT Language"."""
+    lines = [
+        "digraph matriarch {",
+        '    rankdir=LR; bgcolor="transparent"; node [shape=box, style="rounded,filled", fillcolor="#f6f8fa"];',
+        '    node [fontname="sans-serif"]; edge [fontname="sans-serif", fontsize=11];',
+    ]
+    for s in State:
+        lit = ', fillcolor="#1a7f37", fontcolor="#ffffff"' if s is state else ""
+        lines.append(f'    {s} [label="{s}\\n{CAPTIONS[s]}"{lit}];')
+    for (source, target), rules in _ways().items():
+        look = LOOKS[kind_of(rules[0])]
+        style = f'color="{look.light}", fontcolor="{look.light}", style={DOT_STYLES[look.line]}'
+        lines.append(f'    {source} -> {target} [label="{_ids(rules)}", {style}];')
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+# ---- SVG -------------------------------------------------------------------------------------------------------------
+
+
+def as_svg(state: State | None = None) -> str:
+    """The table as an SVG picture for light and dark, the present state lit; each rule tells its reason on hover."""
+    arrows = [
+        Arrow(
+            source=source,
+            target=target,
+            kind=kind_of(rules[0]).replace(" ", "-"),
+            chips=tuple((rule.id, f"{rule.id}: {rule.because}") for rule in rules),
+        )
+        for (source, target), rules in _ways().items()
+    ]
+    return draw(arrows, captions=CAPTIONS, looks=_css_looks(), legend=_legend(), lit=state)
+
+
+def _css_looks() -> dict[str, tuple[str, str, str]]:
+    return {kind.replace(" ", "-"): (look.light, look.dark, look.line) for kind, look in LOOKS.items()}
+
+
+def _legend() -> list[tuple[str, str]]:
+    return [(kind.replace(" ", "-"), escape(f"{kind}: {look.meaning}")) for kind, look in LOOKS.items()]
+
+
+# ---- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def as_json(state: State | None = None) -> str:
+    """States, rules and duties as one JSON object, the present state marked; guards with what they hold for."""
+    found = {
+        "states": [{"state": s, "caption": CAPTIONS[s], "is_present": s is state} for s in State],
+        "rules": [_rule_fields(rule) for rule in TABLE],
+        "duties": [
+            {
+                "id": duty.id,
+                "states": sorted(duty.states),
+                "guards": _guard_fields(duty.guards),
+                "order": duty.order.__name__,
+                "because": duty.because,
+            }
+            for duty in DUTIES
+        ],
+    }
+    return msgspec.json.encode(found).decode()
+
+
+def _rule_fields(rule: Rule) -> dict[str, Any]:
+    return {
+        "id": rule.id,
+        "source": rule.source,
+        "target": rule.target,
+        "kind": kind_of(rule),
+        "guards": _guard_fields(rule.guards),
+        "fence": rule.fence.__name__ if rule.fence else None,
+        "because": rule.because,
+    }
+
+
+def _guard_fields(guards: Iterable[Guard]) -> list[dict[str, str]]:
+    return [{"name": g.__name__, "says": (inspect.getdoc(g) or "").partition("\n")[0]} for g in guards]
+
+
+# ---- the page --------------------------------------------------------------------------------------------------------
+
+PAGE_HEAD = """\
+# The state machine
+
+<!-- Generated from fsm/table.py. Do not edit: python -m tests.golden_update -->
+
+Every decision of Matriarch is a row on this page. A node is in one of six states. At every event the first **rule**
+of its state whose guards are all true moves it; then the **duties** of the state whose guards are all true, and that
+are neither under way nor backing off, are given to their executors.
+
+![The six states and the rules between them](fsm.svg)
+"""
+
+
+def page_text() -> str:
+    """The page docs/fsm.md: the picture, the rules and the duties."""
+    return "\n".join(
+        [PAGE_HEAD, "```mermaid", as_mermaid() + "```", "", *_kind_rows(), *_rule_rows(), *_duty_rows(), *_guard_rows()]
+    )
+
+
+def _kind_rows() -> list[str]:
+    rows = [f"| {kind} | {look.line} | {look.meaning} |" for kind, look in LOOKS.items()]
+    return ["| kind of rule | line | what it means |", "|---|---|---|", *rows, ""]
+
+
+def _rule_rows() -> list[str]:
+    rows = [
+        f"| {rule.id} | {rule.source} | {rule.target} | {_names(rule.guards)} | {rule.because} |"
+        + (f" `{rule.fence.__name__}` |" if rule.fence else " |")
+        for rule in TABLE
+    ]
+    head = ["## Rules, in the order in which they are tried", "", "| rule | from | to | when | because | first |"]
+    return [*head, "|---|---|---|---|---|---|", *rows, ""]
+
+
+def _duty_rows() -> list[str]:
+    rows = [
+        f"| {duty.id} | {_states(duty.states)} | {_names(duty.guards)} | {duty.because} "
+        f"| {duty.first_ms} to {duty.most_ms} ms |"
+        for duty in DUTIES
+    ]
+    head = ["## Duties, in the order of their urgency", "", "| duty | in | when | because | again after a failure |"]
+    return [*head, "|---|---|---|---|---|", *rows, ""]
+
+
+def _guard_rows() -> list[str]:
+    guards = {g.__name__: g for g in chain.from_iterable([*(r.guards for r in TABLE), *(d.guards for d in DUTIES)])}
+    rows = [f"| `{name}` | {_guard_fields([guards[name]])[0]['says']} |" for name in sorted(guards)]
+    return ["## Guards", "", "| guard | holds when |", "|---|---|", *rows, ""]
+
+
+def _names(guards: Iterable[Guard]) -> str:
+    return ", ".join(f"`{guard.__name__}`" for guard in guards)
+
+
+def _states(states: frozenset[State]) -> str:
+    return "every state" if states == frozenset(State) else ", ".join(sorted(states))

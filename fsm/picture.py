@@ -1,0 +1,196 @@
+"""The drawing behind `diagram.as_svg`: fixed places for the six states, curved arrows with a chip for each rule."""
+
+from collections.abc import Iterable, Mapping
+from math import hypot
+from xml.sax.saxutils import escape
+
+from msgspec import Struct
+
+from fsm.states import State
+
+WIDTH, HEIGHT = 1180, 750
+BOX_WIDTH, BOX_HEIGHT = 226, 66
+CHIP_WIDTH, CHIP_HEIGHT, CHIP_GAP = 34, 22, 5
+CHIPS_A_ROW = 3
+ARROW_GAP = 7
+
+PLACES: dict[State, tuple[int, int]] = {
+    State.BOOTSTRAPPING: (140, 300),
+    State.CANDIDATE: (590, 90),
+    State.REPLICA: (590, 300),
+    State.LEADER: (1040, 300),
+    State.REWINDING: (410, 505),
+    State.REINIT: (800, 505),
+}
+
+BENDS: dict[tuple[State, State], int] = {
+    (State.BOOTSTRAPPING, State.CANDIDATE): -60,
+    (State.BOOTSTRAPPING, State.REWINDING): -26,
+    (State.BOOTSTRAPPING, State.REINIT): 245,
+    (State.BOOTSTRAPPING, State.REPLICA): -28,
+    (State.REPLICA, State.BOOTSTRAPPING): -28,
+    (State.CANDIDATE, State.LEADER): -60,
+    (State.LEADER, State.REPLICA): 0,
+    (State.REWINDING, State.REINIT): 0,
+    (State.REPLICA, State.REWINDING): -34,
+    (State.REWINDING, State.REPLICA): -24,
+    (State.REPLICA, State.REINIT): -34,
+    (State.REINIT, State.REPLICA): -34,
+}
+"""How far an arrow bends from the straight line, in pixels to its right-hand side; new pairs get BEND."""
+BEND = -44
+
+Point = tuple[float, float]
+
+
+class Arrow(Struct, frozen=True, kw_only=True):
+    """One arrow and the rules on it: each a short label and what it tells on hover."""
+
+    source: State
+    target: State
+    kind: str
+    chips: tuple[tuple[str, str], ...]
+
+
+def draw(
+    arrows: Iterable[Arrow],
+    *,
+    captions: Mapping[State, str],
+    looks: Mapping[str, tuple[str, str, str]],
+    legend: Iterable[tuple[str, str]],
+    lit: State | None,
+) -> str:
+    """The SVG text.
+
+    Args:
+        arrows: what leads where.
+        captions: the small text in each state's box.
+        looks: for each kind of arrow its colour in light, in dark, and its line (plain, bold, dashed).
+        legend: kind and text of each line of the legend.
+        lit: the state that is shown as the present one.
+    """
+    drawn = list(arrows)
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+            'font-family="system-ui, -apple-system, Segoe UI, DejaVu Sans, sans-serif">',
+            "<title>The six states of a Matriarch node and the rules between them</title>",
+            _style(looks),
+            _markers(looks),
+            f'<rect class="page" width="{WIDTH}" height="{HEIGHT}"/>',
+            *(_line(arrow) for arrow in drawn),
+            *(_box(state, captions[state], is_lit=state is lit) for state in State),
+            *(_chips(arrow) for arrow in drawn),
+            *_legend(legend),
+            "</svg>",
+            "",
+        ]
+    )
+
+
+# ---- geometry --------------------------------------------------------------------------------------------------------
+
+
+def _control(source: State, target: State) -> Point:
+    """The control point of the quadratic curve from one state to another."""
+    (x1, y1), (x2, y2) = PLACES[source], PLACES[target]
+    bend = BENDS.get((source, target), BEND) * 2
+    length = hypot(x2 - x1, y2 - y1)
+    return (x1 + x2) / 2 - (y2 - y1) / length * bend, (y1 + y2) / 2 + (x2 - x1) / length * bend
+
+
+def _border(state: State, towards: Point, gap: int) -> Point:
+    """Where the line from a state's middle towards a point leaves its box, and a little further."""
+    x, y = PLACES[state]
+    dx, dy = towards[0] - x, towards[1] - y
+    scale = min(
+        (BOX_WIDTH / 2 + gap) / abs(dx) if dx else float("inf"),
+        (BOX_HEIGHT / 2 + gap) / abs(dy) if dy else float("inf"),
+    )
+    return x + dx * scale, y + dy * scale
+
+
+def _curve(arrow: Arrow) -> tuple[Point, Point, Point]:
+    control = _control(arrow.source, arrow.target)
+    return _border(arrow.source, control, 0), control, _border(arrow.target, control, ARROW_GAP)
+
+
+def _middle(arrow: Arrow) -> Point:
+    (x1, y1), (cx, cy), (x2, y2) = _curve(arrow)
+    return (x1 + 2 * cx + x2) / 4, (y1 + 2 * cy + y2) / 4
+
+
+# ---- parts -----------------------------------------------------------------------------------------------------------
+
+
+def _style(looks: Mapping[str, tuple[str, str, str]]) -> str:
+    widths = {"plain": "stroke-width:2", "bold": "stroke-width:4", "dashed": "stroke-width:2.5;stroke-dasharray:9 6"}
+    light = [f".{k}{{stroke:{a};{widths[line]}}} .{k}-fill{{fill:{a}}}" for k, (a, _, line) in looks.items()]
+    dark = [f".{k}{{stroke:{b}}} .{k}-fill{{fill:{b}}}" for k, (_, b, _) in looks.items()]
+    return (
+        "<style>.page{fill:#ffffff} .box{fill:#f6f8fa;stroke:#8c959f;stroke-width:1.5}"
+        " .lit{fill:#1a7f37;stroke:#1a7f37} .name{fill:#1f2328;font-size:19px;font-weight:600}"
+        " .small{fill:#59636e;font-size:13px} .on-lit{fill:#ffffff}"
+        " .chip{fill:#ffffff;font-size:13px;font-weight:700} .way{fill:none}"
+        f" {' '.join(light)}"
+        " @media (prefers-color-scheme: dark){.page{fill:#0d1117} .box{fill:#161b22;stroke:#6e7681}"
+        " .lit{fill:#2ea043;stroke:#2ea043} .name{fill:#e6edf3} .small{fill:#9198a1} .on-lit{fill:#ffffff}"
+        f" .chip{{fill:#0d1117}} {' '.join(dark)}}}</style>"
+    )
+
+
+def _markers(looks: Mapping[str, tuple[str, str, str]]) -> str:
+    tips = [
+        f'<marker id="tip-{kind}" viewBox="0 0 10 10" refX="4" refY="5" markerWidth="15" markerHeight="15" '
+        f'orient="auto" markerUnits="userSpaceOnUse"><path class="{kind}-fill" d="M0 0 L10 5 L0 10 z"/></marker>'
+        for kind in looks
+    ]
+    return f"<defs>{''.join(tips)}</defs>"
+
+
+def _line(arrow: Arrow) -> str:
+    (x1, y1), (cx, cy), (x2, y2) = _curve(arrow)
+    path = f"M{x1:.1f} {y1:.1f} Q{cx:.1f} {cy:.1f} {x2:.1f} {y2:.1f}"
+    return f'<path class="way {arrow.kind}" d="{path}" marker-end="url(#tip-{arrow.kind})"/>'
+
+
+def _box(state: State, caption: str, *, is_lit: bool) -> str:
+    x, y = PLACES[state]
+    lit = ("lit", "on-lit") if is_lit else ("", "")
+    corner = f'x="{x - BOX_WIDTH / 2:.0f}" y="{y - BOX_HEIGHT / 2:.0f}"'
+    return (
+        f'<g><rect class="box {lit[0]}" {corner} width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="14"/>'
+        f'<text class="name {lit[1]}" x="{x}" y="{y - 3}" text-anchor="middle">{state}</text>'
+        f'<text class="small {lit[1]}" x="{x}" y="{y + 18}" text-anchor="middle">{escape(caption)}</text></g>'
+    )
+
+
+def _chips(arrow: Arrow) -> str:
+    """The rules of an arrow around its middle, three in a row."""
+    x, y = _middle(arrow)
+    rows = [arrow.chips[n : n + CHIPS_A_ROW] for n in range(0, len(arrow.chips), CHIPS_A_ROW)]
+    top = y - (len(rows) * (CHIP_HEIGHT + CHIP_GAP) - CHIP_GAP) / 2
+    drawn = []
+    for place, row in enumerate(rows):
+        left = x - (len(row) * (CHIP_WIDTH + CHIP_GAP) - CHIP_GAP) / 2
+        for column, (label, told) in enumerate(row):
+            at = (left + column * (CHIP_WIDTH + CHIP_GAP), top + place * (CHIP_HEIGHT + CHIP_GAP))
+            drawn.append(_chip(at, label, told, arrow.kind))
+    return "".join(drawn)
+
+
+def _chip(at: Point, label: str, told: str, kind: str) -> str:
+    x, y = at
+    return (
+        f'<g><title>{escape(told)}</title><rect class="{kind}-fill" x="{x:.1f}" y="{y:.1f}" width="{CHIP_WIDTH}" '
+        f'height="{CHIP_HEIGHT}" rx="7"/><text class="chip" x="{x + CHIP_WIDTH / 2:.1f}" y="{y + 15.5:.1f}" '
+        f'text-anchor="middle">{escape(label)}</text></g>'
+    )
+
+
+def _legend(rows: Iterable[tuple[str, str]]) -> Iterable[str]:
+    """The kinds of arrows, in two columns at the bottom."""
+    for number, (kind, text) in enumerate(rows):
+        x, y = 40 + number % 3 * 375, HEIGHT - 50 + number // 3 * 26
+        yield f'<path class="way {kind}" d="M{x} {y} h44" marker-end="url(#tip-{kind})"/>'
+        yield f'<text class="small" x="{x + 60}" y="{y + 4}">{text}</text>'

@@ -1,0 +1,247 @@
+"""Requests that change something: who may make them, what is refused, and when they are answered."""
+
+from base64 import b64encode
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+from msgspec.structs import replace
+
+from api import operations
+from fsm.dynamic import Dynamic
+from fsm.events import AnyEvent, FailsafeAsked, ReinitAsked, SwitchoverAsked
+from fsm.facts import Key
+from fsm.observe import observe
+from fsm.view import Etcd, View
+from fsm.wire import FailoverRequest
+from tests.api.asking import Surroundings, ask, ask_json, surroundings
+from tests.views import NOW_MS, POSITION_LSN, TTL_S, leader_view, standby_view, with_key
+
+pytestmark = pytest.mark.anyio
+TO_N2 = {"leader": "n1", "candidate": "n2"}
+FAILSAFE = {"name": "n1", "conn_url": "postgres://n1.test/postgres", "api_url": "http://n1.test:8008/patroni"}
+
+
+@pytest.fixture
+async def around(tmp_path: Path) -> AsyncIterator[Surroundings]:
+    """A board that shows a leader, a log, and an inbox."""
+    async with surroundings(tmp_path) as found:
+        yield found
+
+
+# ---- who may, and what a body must be -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/switchover", "/reinitialize", "/failsafe"])
+@pytest.mark.parametrize("given", [None, "Basic nonsense", "Bearer x", "Basic " + b64encode(b"admin:wrong").decode()])
+async def test_request_is_refused_when_credentials_are_wrong(
+    around: Surroundings, path: str, given: str | None
+) -> None:
+    """401 with the challenge that HTTP asks for; nothing is submitted."""
+    headers = {} if given is None else {"authorization": given}
+    answer = await ask_json(around.app(("admin", "secret")), path, TO_N2, **headers)
+    assert (answer.status, answer.headers["www-authenticate"]) == (401, 'Basic realm="Patroni"')
+    assert "secret" not in answer.text
+    assert around.submitted == []
+
+
+async def test_request_is_taken_when_credentials_are_right_and_reading_needs_none(around: Surroundings) -> None:
+    """GET is open."""
+    around.show(standby_view())
+    app = around.app(("admin", "s:ecrét"))
+    given = "Basic " + b64encode("admin:s:ecrét".encode()).decode()
+    assert (await ask_json(app, "/reinitialize", {}, authorization=given)).status == 200
+    assert (await ask(app, "/cluster")).status == 200
+
+
+@pytest.mark.parametrize("path", ["/switchover", "/failsafe"])
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [(None, 411), (b"", 400), (b"{}", 400), (b"[1]", 400), (b"{", 400), (b"\xff", 400), (b" " * 70_000, 413)],
+)
+async def test_body_is_refused_when_it_is_no_object(
+    around: Surroundings, path: str, body: bytes | None, status: int
+) -> None:
+    """Patroni's codes, and one line."""
+    answer = await ask(around.app(), path, "POST", body)
+    assert (answer.status, answer.text.count("\n")) == (status, 0)
+    assert answer.text
+
+
+# ---- switchover -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"candidate": "n2"}, "specific leader"),
+        ({"leader": 5}, '"leader" is not text'),
+        ({"leader": "n1", "candidate": "n1"}, "the same"),
+        ({"leader": "n1", "member": "n1"}, "the same"),
+        ({"leader": "n1", "scheduled_at": "2099-01-01T00:00:00Z"}, "scheduled"),
+    ],
+)
+async def test_switchover_is_refused_when_it_makes_no_sense(around: Surroundings, body: Any, said: str) -> None:
+    """400, before anything is looked at."""
+    answer = await ask_json(around.app(), "/switchover", body)
+    assert (answer.status, said in answer.text) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("view", "body", "status"),
+    [
+        (leader_view(dynamic=Dynamic(pause=True)), {"leader": "n1"}, 400),
+        (leader_view(), {"leader": "n2"}, 412),
+        (leader_view(), {"leader": "n1", "candidate": "n9"}, 412),
+        (leader_view(etcd=Etcd(lost_since_ms=NOW_MS)), TO_N2, 503),
+    ],
+    ids=["paused without a candidate", "another leads", "unknown candidate", "no etcd"],
+)
+async def test_switchover_is_refused_when_it_cannot_be_done(
+    around: Surroundings, view: View, body: Any, status: int
+) -> None:
+    """With a reason, and nothing was submitted."""
+    around.show(view)
+    answer = await ask_json(around.app(), "/switchover", body)
+    assert (answer.status, bool(answer.text), around.submitted) == (status, True, [])
+
+
+def snapshots_of(view: View, new_leader: str | None) -> list[View]:
+    """A switchover as the board shows it: written, key free, key taken by another or by the same, request cleared."""
+    written = with_key(
+        replace(view, failover=FailoverRequest(leader="n1", candidate="n2")),
+        "failover",
+        Key(value="x", mod_revision=21),
+    )
+    free = with_key(written, "leader", Key(value=None, mod_revision=22))
+    taken = with_key(free, "leader", Key(value=new_leader, mod_revision=23))
+    cleared = with_key(replace(taken, failover=None), "failover", Key(value="{}", mod_revision=24))
+    return [replace(view, switchover=FailoverRequest(leader="n1")), written, free, taken, cleared]
+
+
+@pytest.mark.parametrize(
+    ("new_leader", "status", "said"),
+    [
+        ("n2", 200, 'Successfully switched over to "n2"'),
+        ("n3", 200, 'Switched over to "n3" instead of "n2"'),
+        ("n1", 503, 'Switchover failed: the request was dropped, "n1" still leads'),
+    ],
+)
+async def test_switchover_is_answered_when_its_outcome_shows_on_the_board(
+    around: Surroundings, new_leader: str, status: int, said: str
+) -> None:
+    """Tools look for these very words."""
+
+    async def go_on() -> None:
+        for view in snapshots_of(leader_view(), new_leader):
+            await anyio.lowlevel.checkpoint()
+            around.show(view)
+
+    async with anyio.create_task_group() as tasks:
+
+        def react(event: AnyEvent) -> None:
+            tasks.start_soon(go_on)
+
+        around.react = react
+        answer = await ask_json(around.app(), "/switchover", TO_N2)
+    assert (answer.status, answer.text) == (status, said)
+    assert around.submitted == [SwitchoverAsked(at_ms=NOW_MS, leader="n1", candidate="n2", by="192.0.2.1")]
+
+
+async def test_switchover_is_answered_when_only_the_last_snapshot_is_seen(around: Surroundings) -> None:
+    """A reader may miss those between."""
+    around.react = lambda event: around.show(snapshots_of(leader_view(), "n2")[-1])
+    answer = await ask_json(around.app(), "/switchover", {"leader": "n1"})
+    assert (answer.status, answer.text) == (200, 'Successfully switched over to "n2"')
+
+
+async def test_switchover_is_left_open_when_its_time_passes(
+    around: Surroundings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """503, and no claim that it failed."""
+    monkeypatch.setattr(operations, "SWITCHOVER_WAIT_LEAST_S", 0)
+    around.show(leader_view(dynamic=Dynamic(loop_wait_s=0)))
+    answer = await ask_json(around.app(), "/switchover", TO_N2)
+    assert (answer.status, answer.text) == (503, "Switchover status unknown after 0 s")
+
+
+# ---- reinitialize ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("body", [None, b"", b"{}", b'{"force": true}'])
+async def test_reinitialize_is_started_when_another_leads(around: Surroundings, body: bytes | None) -> None:
+    """With or without a body."""
+    around.show(standby_view())
+    answer = await ask(around.app(), "/reinitialize", "POST", body)
+    assert (answer.status, answer.text) == (200, "reinitialize started")
+    assert around.submitted == [ReinitAsked(at_ms=NOW_MS, by="192.0.2.1")]
+
+
+@pytest.mark.parametrize("view", [leader_view(), View(), standby_view(is_reinit_asked=True)])
+async def test_reinitialize_is_refused_when_there_is_nothing_to_copy_or_it_runs(
+    around: Surroundings, view: View
+) -> None:
+    """503 with the reason."""
+    around.show(view)
+    answer = await ask_json(around.app(), "/reinitialize", {})
+    assert (answer.status, bool(answer.text), around.submitted) == (503, True, [])
+
+
+# ---- failsafe -------------------------------------------------------------------------------------------------------
+
+
+def deciding(around: Surroundings) -> None:
+    """Lets every event go through the fold, as the agent does."""
+
+    def take(event: AnyEvent) -> None:
+        around.show(observe(around.board.current.view, event))
+
+    around.react = take
+
+
+async def test_failsafe_is_confirmed_when_the_promise_is_on_the_board(around: Surroundings) -> None:
+    """Body and header exactly as Patroni's leader expects them."""
+    around.show(standby_view())
+    deciding(around)
+    answer = await ask_json(around.app(), "/failsafe", FAILSAFE)
+    assert (answer.status, answer.body, answer.headers["lsn"]) == (200, b"Accepted", str(POSITION_LSN))
+    assert isinstance(around.submitted[0], FailsafeAsked)
+    promise = around.board.current.view.promise
+    assert promise is not None
+    assert (promise.leader, promise.until_ms) == ("n1", NOW_MS + TTL_S * 1000)
+
+
+@pytest.mark.parametrize(
+    ("view", "body", "status"),
+    [
+        (standby_view(), {"conn_url": "x"}, 400),
+        (standby_view(), {"name": 5}, 400),
+        (standby_view(dynamic=Dynamic(failsafe_mode=False)), FAILSAFE, 502),
+        (leader_view(), FAILSAFE | {"name": "n2"}, 500),
+        (standby_view(), FAILSAFE | {"name": "n2"}, 500),
+    ],
+    ids=["no name", "bad name", "mode off", "a primary itself", "its own name"],
+)
+async def test_failsafe_is_refused_at_once_when_it_cannot_be_confirmed(
+    around: Surroundings, view: View, body: Any, status: int
+) -> None:
+    """Nothing is submitted."""
+    around.show(view)
+    answer = await ask_json(around.app(), "/failsafe", body)
+    assert (answer.status, around.submitted) == (status, [])
+
+
+@pytest.mark.parametrize("is_heard", [True, False], ids=["etcd names another", "the loop hangs"])
+async def test_failsafe_is_not_confirmed_when_no_promise_was_made(
+    around: Surroundings, monkeypatch: pytest.MonkeyPatch, is_heard: bool
+) -> None:
+    """The leader must not go on by an answer that nothing stands behind."""
+    monkeypatch.setattr(operations, "FAILSAFE_WAIT_S", 0.02)
+    around.show(with_key(standby_view(), "leader", Key(value="n3", mod_revision=30)))
+    if is_heard:
+        deciding(around)
+    answer = await ask_json(around.app(), "/failsafe", FAILSAFE)
+    assert (answer.status, len(around.submitted)) == (503, 1)
