@@ -116,15 +116,18 @@ async def read_data_directory(settings: ServerSettings) -> DataDirectory:
         if unfinished:
             return await _describe_unfinished(settings, unfinished)
         _check_directory(settings, names)
-        return describe(await read_control_file(settings), "cluster")
+        return describe(await read_control_file(settings), "cluster", is_base_backup="backup_label" in names)
     except (OSError, PostgresError, ValueError, KeyError) as error:
         return DataDirectory(condition="unreadable", detail=_one_line(error))
 
 
-def describe(control: ControlFile, condition: Unfinished | Literal["cluster"]) -> DataDirectory:
+def describe(
+    control: ControlFile, condition: Unfinished | Literal["cluster"], *, is_base_backup: bool = False
+) -> DataDirectory:
     """The fact that a control file states. Raises: KeyError, ValueError, PostgresError on a text of another shape."""
     return DataDirectory(
         condition=condition,
+        is_base_backup=is_base_backup,
         system_id=control["Database system identifier"],
         timeline=int(control["Latest checkpoint's TimeLineID"]),
         control_state=control["Database cluster state"],

@@ -78,6 +78,8 @@ class DataDirectory(Fact, frozen=True, kw_only=True):
     checkpoint_lsn: int = 0
     min_recovery_lsn: int = 0
     min_recovery_timeline: int = 0
+    is_base_backup: bool = False
+    """It holds a backup_label: a base backup that was never started, whatever state its source was in."""
     data_checksums: bool = False
     wal_log_hints: bool = False
     detail: str = ""

@@ -115,6 +115,11 @@ def has_data_of_another_cluster(view: View) -> bool:
     return view.etcd.is_watched and bool(view.system_id) and bool(view.initialize) and view.initialize != view.system_id
 
 
+def is_cluster_possibly_ours(view: View) -> bool:
+    """Nothing shows that this node's data belong to another cluster than the one in etcd."""
+    return not has_data_of_another_cluster(view)
+
+
 def has_no_config(view: View) -> bool:
     """The dynamic configuration is not in etcd."""
     key = view.keys.get("config")
@@ -172,6 +177,11 @@ def may_a_primary_be_running(view: View) -> bool:
     return view.server.process == "running" and view.server.may_be_primary
 
 
+def is_primary_without_deadline(view: View) -> bool:
+    """A server runs that accepts writes, and the fence has no deadline for it."""
+    return is_primary_running(view) and view.fence.armed_until_ms is None
+
+
 def is_no_primary_possible(view: View) -> bool:
     """No server of this node can accept writes: none runs, or a standby that nobody told to promote."""
     return view.server.process == "absent" or (view.server.process == "running" and not view.server.may_be_primary)
@@ -218,7 +228,7 @@ def is_directory_a_cluster(view: View) -> bool:
 
 def is_directory_in_the_way(view: View) -> bool:
     """The data directory holds something that this stay in reinit has not put there."""
-    occupied = view.directory is not None and view.directory.condition not in ("absent", "empty", "unreadable")
+    occupied = view.directory is not None and view.directory.condition not in ("absent", "empty")
     return occupied and not has_cloned(view)
 
 
@@ -235,6 +245,11 @@ def is_clone_unfinished(view: View) -> bool:
 def is_rewind_unfinished(view: View) -> bool:
     """This agent's own marker says that its pg_rewind was not finished: the directory must not be started."""
     return view.directory is not None and view.directory.condition == "unfinished_rewind"
+
+
+def is_directory_rewindable(view: View) -> bool:
+    """The data directory holds a complete cluster, or one that an earlier pg_rewind left unfinished."""
+    return is_directory_a_cluster(view) or is_rewind_unfinished(view)
 
 
 def has_no_cluster_here(view: View) -> bool:
@@ -320,7 +335,11 @@ def is_leader_history_wanted(view: View) -> bool:
     member = leader_to_follow(view)
     if member is None or not member.is_primary or known_history(view) is not None:
         return False
-    return was_primary(view.directory) or (bool(view.timeline) and view.timeline != member.timeline)
+    return (
+        view.state is State.REWINDING
+        or was_primary(view.directory)
+        or (bool(view.timeline) and view.timeline != member.timeline)
+    )
 
 
 def is_leader_rewindable(view: View) -> bool:
@@ -446,13 +465,14 @@ def is_election_decided(view: View) -> bool:
 
 
 def is_beyond_restart(view: View) -> bool:
-    """The server is down and was not brought back within primary_start_timeout, or keeps ending."""
+    """The server was not brought to accept writes within primary_start_timeout, or keeps ending."""
     server = view.server
-    if is_primary_running(view) or is_promotable(view) or server.process == "unknown":
+    if is_primary_running(view) or server.process == "unknown":
         return False
-    limit_ms = view.dynamic.primary_start_timeout_s * 1000
-    down_since = max(server.exited_at_ms or server.spawned_at_ms, view.state_since_ms)
-    return server.failed_starts >= FAILED_STARTS_MAX or view.now_ms - down_since >= max(limit_ms, 1)
+    if server.failed_starts >= FAILED_STARTS_MAX and not is_promotable(view):
+        return True
+    down_since_ms = max(server.exited_at_ms or server.spawned_at_ms, view.state_since_ms)
+    return view.now_ms - down_since_ms >= max(view.dynamic.primary_start_timeout_s * 1000, 1)
 
 
 def is_fit_to_restart_as_primary(view: View) -> bool:
@@ -553,9 +573,9 @@ def is_rewind_not_begun(view: View) -> bool:
     return not has_begun_rewind(view)
 
 
-def is_free_of_divergence(view: View) -> bool:
-    """This node's data are known, and nothing shows that they went another way than a present leader's."""
-    return (is_standby_running(view) or is_directory_a_cluster(view)) and not has_diverged(view)
+def is_rewind_source_lost(view: View) -> bool:
+    """Nobody else leads any more: there is nobody to rewind from, and nobody to have diverged from."""
+    return is_etcd_watched(view) and not is_leader_key_held_by_another(view)
 
 
 def is_clone_source_missing(view: View) -> bool:

@@ -186,7 +186,8 @@ def _server_spawned(view: View, event: ServerSpawned) -> View:
 
 def _with_postmaster(view: View, pid: int, *, is_standby: bool) -> View:
     """A new postmaster runs; told twice, by the fence's notice and by the start's outcome, in either order."""
-    if view.server.process == "running" and view.server.pid == pid:
+    is_known = view.server.process == "running" and view.server.pid == pid
+    if is_known or view.server.exited_pid == pid:
         return view
     server = Server(
         process="running",
@@ -208,6 +209,7 @@ def _server_exited(view: View, event: ServerExited) -> View:
     before = 0 if forgiven else view.server.failed_starts
     server = Server(
         process="absent",
+        exited_pid=event.pid,
         exited_at_ms=event.exited_at_ms or event.at_ms,
         failed_starts=before + (0 if was_asked else 1),
     )
@@ -278,7 +280,7 @@ def _after_failure(view: View, event: Failed) -> View:
     """What some failures tell beyond having failed."""
     if event.kind == "lease_gone":
         return replace(view, lease=None, former_lease=None)
-    if event.duty in CHANGES_DIRECTORY:
+    if event.duty in CHANGES_DIRECTORY or (event.duty in STARTS and view.server.process == "absent"):
         return replace(view, directory=None)
     return view
 
@@ -290,6 +292,9 @@ def _unknown(view: View, event: Unknown) -> View:
 
 CHANGES_DIRECTORY = frozenset({"init-db", "clone", "rewind", "clear-directory", "clear-unfinished-init"})
 """Duties whose effect touches the data directory: whatever their outcome, it is read again."""
+
+STARTS = frozenset({"start-primary", "start-standby", "restart-to-promote"})
+"""Duties that start the server: one that failed may have failed for what became of the directory."""
 
 
 def _answered(view: View, duty: str, effect_id: int) -> View:
@@ -307,8 +312,7 @@ def _with_failure(view: View, duty: str, kind: str, detail: str) -> View:
 
 def _done(view: View, event: Succeeded, result: Done) -> View:
     if event.duty in CHANGES_DIRECTORY:
-        is_asked = view.is_reinit_asked and event.duty != "clone"
-        return replace(view, directory=None, is_reinit_asked=is_asked)
+        return _with_clone(view) if event.duty == "clone" else replace(view, directory=None)
     match event.duty:
         case "disarm-fence":
             return replace(view, fence=replace(view.fence, armed_until_ms=None))
@@ -318,6 +322,12 @@ def _done(view: View, event: Succeeded, result: Done) -> View:
             return replace(view, switchover=None)
         case _:
             return view
+
+
+def _with_clone(view: View) -> View:
+    """New data: nobody need ask for them again, and what failed on the old ones says nothing about these."""
+    attempts = {duty: attempt for duty, attempt in view.attempts.items() if duty != "rewind"}
+    return replace(view, directory=None, is_reinit_asked=False, attempts=attempts)
 
 
 def _lease_held(view: View, event: Succeeded, result: LeaseHeld) -> View:

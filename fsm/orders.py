@@ -8,7 +8,7 @@ from fsm.facts import Upstream
 from fsm.guards import leader_to_follow, wanted_upstream
 from fsm.publish import failsafe_addresses, history_text, member_text, own_address, status_text
 from fsm.timelines import known_history
-from fsm.timing import PEER_ANSWER_TIMEOUT_MS, renew_timeout_ms
+from fsm.timing import PEER_ANSWER_TIMEOUT_MS, renew_timeout_ms, writable_until_ms
 from fsm.view import View
 from fsm.wire import FailoverRequest, compact
 
@@ -109,6 +109,11 @@ def arm_fence(view: View) -> do.ArmFence:
     return do.ArmFence(timeout_ms=1_000, until_ms=view.writable_until_ms)
 
 
+def arm_found_primary(view: View) -> do.ArmFence:
+    """As long as a new lease would allow: time enough to take the key, and no more."""
+    return do.ArmFence(timeout_ms=1_000, until_ms=writable_until_ms(view.now_ms, view.dynamic.ttl_s))
+
+
 def disarm_fence(view: View) -> do.DisarmFence:
     """A standby needs no deadline."""
     return do.DisarmFence(timeout_ms=1_000)
@@ -169,8 +174,8 @@ def promote(view: View) -> do.Promote:
 
 
 def clear_directory(view: View) -> do.ClearDataDirectory:
-    """Room for a base backup; a complete cluster is kept aside, half a backup is not."""
-    keep = view.directory is not None and view.directory.condition == "cluster"
+    """Room for a base backup; what may be somebody's data is kept aside, half a backup is not."""
+    keep = view.directory is not None and view.directory.condition in ("cluster", "unreadable")
     return do.ClearDataDirectory(timeout_ms=LONG_MS, keep_aside=keep)
 
 

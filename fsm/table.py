@@ -71,7 +71,7 @@ TABLE: tuple[Rule, ...] = (
         target=REINIT,
         guards=(
             g.is_server_absent,
-            g.has_diverged,
+            g.is_in_need_of_rewind,
             g.is_rewind_impossible,
             g.may_clone_on_divergence,
             g.has_clone_source,
@@ -84,6 +84,13 @@ TABLE: tuple[Rule, ...] = (
         target=REINIT,
         guards=(g.is_clone_unfinished,),
         because="half a base backup is of no use; it is taken anew",
+    ),
+    Rule(
+        id="B8",
+        source=BOOTSTRAPPING,
+        target=REINIT,
+        guards=(g.is_server_absent, g.is_reinit_asked, g.has_clone_source),
+        because="an operator asked for a new base backup",
     ),
     Rule(
         id="B2",
@@ -110,7 +117,7 @@ TABLE: tuple[Rule, ...] = (
         id="B1",
         source=BOOTSTRAPPING,
         target=REPLICA,
-        guards=(g.is_standby_running,),
+        guards=(g.is_standby_running, g.is_cluster_possibly_ours),
         because="a running standby is a replica",
     ),
     # ---- replica: follow, or stand --------------------------------------------------------------------------------
@@ -134,7 +141,7 @@ TABLE: tuple[Rule, ...] = (
         target=REINIT,
         guards=(
             g.is_no_primary_possible,
-            g.has_diverged,
+            g.is_in_need_of_rewind,
             g.is_rewind_impossible,
             g.may_clone_on_divergence,
             g.has_clone_source,
@@ -274,7 +281,7 @@ TABLE: tuple[Rule, ...] = (
         id="W3",
         source=REWINDING,
         target=REPLICA,
-        guards=(g.is_rewind_not_begun, g.is_free_of_divergence),
+        guards=(g.is_rewind_not_begun, g.is_rewind_source_lost),
         because="the leader that it diverged from is gone, and the directory was not touched",
     ),
     # ---- reinit ---------------------------------------------------------------------------------------------------
@@ -320,6 +327,15 @@ DUTIES: tuple[Duty, ...] = (
         guards=(g.is_leader_key_ours, g.has_time_left, g.is_fence_deadline_outdated),
         order=orders.arm_fence,
         because="the fence holds the server to the newest confirmed deadline",
+        first_ms=50,
+        most_ms=250,
+    ),
+    Duty(
+        id="arm-found-primary",
+        states=frozenset({BOOTSTRAPPING, CANDIDATE}),
+        guards=(g.is_primary_without_deadline,),
+        order=orders.arm_found_primary,
+        because="a primary that was found running must not outlive the time to take the key for it",
         first_ms=50,
         most_ms=250,
     ),
@@ -498,7 +514,7 @@ DUTIES: tuple[Duty, ...] = (
     Duty(
         id="rewind",
         states=frozenset({REWINDING}),
-        guards=(g.is_server_absent, g.is_in_need_of_rewind, g.is_leader_rewindable, g.is_rewind_worth_a_try),
+        guards=(g.is_server_absent, g.is_directory_rewindable, g.is_leader_rewindable, g.is_rewind_worth_a_try),
         order=orders.rewind,
         because="pg_rewind brings the data directory back onto the leader's timeline",
         first_ms=500,
@@ -532,7 +548,7 @@ DUTIES: tuple[Duty, ...] = (
     Duty(
         id="follow",
         states=frozenset({REPLICA}),
-        guards=(g.is_standby_running, g.is_following_another, g.is_staying),
+        guards=(g.is_standby_running, g.has_data_of_this_cluster, g.is_following_another, g.is_staying),
         order=orders.follow,
         because="a replica streams from the leader",
     ),
@@ -642,8 +658,8 @@ DUTIES: tuple[Duty, ...] = (
     ),
     Duty(
         id="refuse-foreign-data",
-        states=frozenset({BOOTSTRAPPING}),
-        guards=(g.has_data_of_another_cluster, g.is_server_absent),
+        states=frozenset({BOOTSTRAPPING, REPLICA}),
+        guards=(g.has_data_of_another_cluster, g.is_no_primary_possible),
         order=orders.exit_over_foreign_data,
         because="data of another cluster are none of this agent's business",
     ),

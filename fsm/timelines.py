@@ -30,7 +30,7 @@ def has_stopped_server_diverged(directory: DataDirectory, history: TimelineHisto
     - crashed, nobody can say how far its WAL went beyond its last checkpoint: it counts as diverged, and pg_rewind,
       which recovers it first, finds out whether there is anything to rewind.
     """
-    if directory.control_state not in PRIMARY_STATES or directory.timeline == history.timeline:
+    if not was_primary(directory) or directory.timeline == history.timeline:
         return False
     switch_lsn = switchpoint_lsn(history, directory.timeline)
     if switch_lsn is None or directory.control_state != "shut down":
@@ -39,8 +39,8 @@ def has_stopped_server_diverged(directory: DataDirectory, history: TimelineHisto
 
 
 def was_primary(directory: DataDirectory | None) -> bool:
-    """True when the data directory was last run as a primary."""
-    return directory is not None and directory.control_state in PRIMARY_STATES
+    """True when the data directory was last run as a primary; a base backup was not run at all."""
+    return directory is not None and directory.control_state in PRIMARY_STATES and not directory.is_base_backup
 
 
 def known_history(view: View) -> TimelineHistory | None:

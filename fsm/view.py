@@ -59,6 +59,7 @@ class Server(Fact, frozen=True, kw_only=True):
     silent_since_ms: int | None = None
     is_starting: bool = False
     served_since_ms: int | None = None
+    exited_pid: int | None = None
     exited_at_ms: int | None = None
     failed_starts: int = 0
 

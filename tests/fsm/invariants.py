@@ -87,7 +87,7 @@ def _check_directory(view: View, effect: do.AnyEffect) -> None:
         assert view.server.process == "absent" or not view.server.may_be_primary
     if isinstance(effect, do.ClearDataDirectory):
         assert view.directory is not None
-        assert effect.keep_aside == (view.directory.condition == "cluster")
+        assert effect.keep_aside == (view.directory.condition in ("cluster", "unreadable"))
     if isinstance(effect, do.InitDb | do.Clone):
         assert view.directory is not None
         assert view.directory.condition in ("absent", "empty")
@@ -95,7 +95,10 @@ def _check_directory(view: View, effect: do.AnyEffect) -> None:
 
 def _check_leading(view: View, effect: do.AnyEffect) -> None:
     """What only the leader may write carries the leader's deadline; the fence never gets a later one."""
-    if isinstance(effect, do.ArmFence):
+    if isinstance(effect, do.ArmFence) and view.state in (State.BOOTSTRAPPING, State.CANDIDATE):
+        assert view.fence.armed_until_ms is None  # a found primary gets a deadline, never a later one
+        assert effect.until_ms <= view.now_ms + view.dynamic.ttl_s * 1000
+    elif isinstance(effect, do.ArmFence):
         assert is_leader_key_ours(view)
         assert view.now_ms < effect.until_ms == view.writable_until_ms
     if isinstance(effect, do.WriteInitialize | do.WriteConfig | do.PublishAsLeader):

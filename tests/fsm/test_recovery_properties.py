@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -18,7 +17,6 @@ RUNS = settings(
     suppress_health_check=list(HealthCheck),
     phases=(Phase.explicit, Phase.generate),  # add Phase.shrink when the mark below is gone: shrinking takes minutes
 )
-UNTIL_MENDED = pytest.mark.xfail(strict=False, reason="finds the faults that test_known_faults.py and the marks tell")
 HEALED_WITHIN_MS = 30 * 60_000
 
 
@@ -242,7 +240,6 @@ def heal(world: World) -> None:
     etcd_heals(world)
 
 
-@UNTIL_MENDED
 @RUNS
 @given(beginnings, troubles)
 def test_node_follows_when_all_is_healed_and_another_leads(
@@ -260,7 +257,6 @@ def test_node_follows_when_all_is_healed_and_another_leads(
     world.until(is_following, within_ms=HEALED_WITHIN_MS)
 
 
-@UNTIL_MENDED
 @RUNS
 @given(beginnings, troubles)
 def test_node_leads_when_all_is_healed_and_nobody_else_is_there(

@@ -460,7 +460,9 @@ class World:
                 self.directory = CLUSTER
             case do.Clone():
                 # A base backup of a primary holds the primary's control file as it ran. Source: pg_controldata on one.
-                self.directory = replace(CLUSTER, control_state="in production", timeline=self.history.timeline)
+                self.directory = replace(
+                    CLUSTER, control_state="in production", timeline=self.history.timeline, is_base_backup=True
+                )
             case do.Rewind():
                 self.directory = replace(
                     CLUSTER, control_state="in archive recovery", timeline=effect.timeline, min_recovery_lsn=20 * MIB
