@@ -24,6 +24,7 @@ Submit = Callable[[AnyEvent], None]
 Endpoint = Callable[[Request], Awaitable[Response]]
 Found = TypeVar("Found")
 
+OBSTACLE_LASTS_S = 1.5
 FAILSAFE_WAIT_S = 0.4
 """How long a leader is kept waiting for this node's promise; it gives its members 500 ms."""
 SWITCHOVER_WAIT_LEAST_S = 10
@@ -66,12 +67,20 @@ class Operations:
         view = self._board.current.view
         if not view.etcd.is_watched:
             raise Rejected(503, "etcd is not heard of at present: nothing was asked for")
-        obstacle = status.switchover_obstacle(view, leader, candidate)
-        if obstacle is not None:
-            raise Rejected(412, obstacle)
+        await self._check_switchover(leader, candidate)
+        view = self._board.current.view
         asked = AskedSwitchover(leader=leader, candidate=candidate, revision=status.failover_revision(view))
         self._submit(SwitchoverAsked(at_ms=self._now_ms(), leader=leader, candidate=candidate, by=_who(request)))
         return await self._switchover_answer(asked)
+
+    async def _check_switchover(self, leader: str, candidate: str | None) -> None:
+        """Refuse what cannot be done; a look at the server may be a second old, so an obstacle must last longer."""
+
+        def is_clear(view: View) -> bool | None:
+            return status.switchover_obstacle(view, leader, candidate) is None or None
+
+        if not await self._found_on_board(is_clear, OBSTACLE_LASTS_S):
+            raise Rejected(412, status.switchover_obstacle(self._board.current.view, leader, candidate) or "not now")
 
     def _parse_switchover(self, body: dict[str, Any]) -> tuple[str, str | None]:
         """Leader and candidate. Source: Patroni, the order of its checks that answer 400."""

@@ -500,8 +500,11 @@ def is_handover_prepared(view: View) -> bool:
 
 
 def is_failover_request_moot(view: View) -> bool:
-    """The failover key asks for something that is done, or that cannot be done now."""
-    return view.failover is not None and not view.failover.scheduled_at and not is_handover_wanted(view)
+    """The failover key asks for something that is done, or that a look at the server since shows to be impossible."""
+    request = view.failover
+    if request is None or request.scheduled_at or view.server.probed_at_ms <= view.failover_seen_at_ms:
+        return False
+    return not is_handover_wanted(view)
 
 
 def handover_targets(view: View) -> list[str]:

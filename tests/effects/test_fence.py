@@ -213,7 +213,8 @@ async def test_fence_gives_the_child_a_clean_start(directory: Path) -> None:
         await guard.exited()
         before, umask, word, *signals, session = output.read_text().splitlines()
         assert (before, umask, word, int(session)) == ("before", "0077", "matriarch", pid)
-        assert [int(line.split()[1], 16) for line in signals] == [0, 0]
+        # 32 and 33 are the C library's own; whoever is started by posix_spawn (make does) inherits them as ignored.
+        assert [int(line.split()[1], 16) & ~(0b11 << 31) for line in signals] == [0, 0]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the user")
