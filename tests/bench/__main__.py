@@ -1,0 +1,88 @@
+"""`make bench`: every figure with its budget and, where there is one, Patroni's at its fastest legal setting."""
+
+import sys
+from statistics import median
+
+import anyio
+import click
+from rich.console import Console
+from rich.table import Table
+
+from tests.bench import core
+from tests.bench.cluster import Bench, running_cluster
+
+IDLE_S = 30.0
+HEALTH_S = 5.0
+TTL_S = 5
+
+
+class Figures:
+    """Collects what was measured."""
+
+    def __init__(self) -> None:
+        self.table = Table("figure", "min", "median", "max", "n", "budget", "Patroni 4.1.5")
+
+    def add(self, name: str, found: list[float], unit: str, budget: str, patroni: str = "") -> None:
+        """One row; the median is the figure."""
+        shown = [f"{value:,.{0 if value >= 100 else 1}f} {unit}" for value in (min(found), median(found), max(found))]
+        self.table.add_row(name, *shown, str(len(found)), budget, patroni)
+        print(f"{name}: {shown[1]}", file=sys.stderr, flush=True)
+
+    def add_outage(self, name: str, found: list[dict[str, float | None]], budget: str, patroni: str) -> None:
+        """The gap, and its parts."""
+        self.add(name, [part["gap"] or 0 for part in found], "ms", budget, patroni)
+        for key in ("detect", "decide", "promote"):
+            values = [value for part in found if (value := part[key]) is not None]
+            if values:
+                self.add(f"  {key}", values, "ms", "50 ms" if (name, key) == ("server killed", "detect") else "")
+
+
+async def measure_cluster(figures: Figures, rounds: int) -> None:
+    """Everything that needs real servers."""
+    starts = []
+    for _ in range(max(1, rounds - 1)):
+        async with running_cluster() as (_, took_ms):
+            starts.append(took_ms)
+    async with running_cluster() as (bench, took_ms):
+        starts.append(took_ms)
+        figures.add("empty directories to three streaming", starts, "ms", "4,000 ms", "4,000 ms")
+        await _measure_faults(figures, bench, rounds)
+        health = [await bench.health(HEALTH_S) for _ in range(3)]
+        figures.add("GET /primary", [found["per_s"] for found in health], "/s", "4,000 /s", "770 /s")
+        figures.add("  99th percentile", [found["p99_ms"] for found in health], "ms", "20 ms", "38 ms")
+        await bench.set_ttl(20)
+        await anyio.sleep(5)
+        rest = await bench.at_rest(IDLE_S)
+        figures.add("idle agent, PSS", [rest["agent_pss_mb"]], "MB", "70 MB", "36 MB")
+        figures.add("fence, PSS", [rest["fence_pss_mb"]], "MB", "10 MB")
+        figures.add("idle agent, processor", [rest["agent_cpu_percent"]], "%", "0.5 %", "0.45 %")
+        figures.add("etcd requests at ttl 20", [rest["etcd_requests_per_s"]], "/s", "2 /s", "3.2 /s")
+
+
+async def _measure_faults(figures: Figures, bench: Bench, rounds: int) -> None:
+    reactions = [await bench.watch_to_effect() for _ in range(rounds)]
+    figures.add("change at etcd to effect ordered", reactions, "ms", "20 ms")
+    killed = [await bench.server_killed() for _ in range(min(rounds, 2))]
+    figures.add_outage("server killed", killed, "800 ms", "1,300 ms")
+    switched = [await bench.switched_over() for _ in range(rounds)]
+    figures.add_outage("switchover", switched, "500 ms", "1,800 ms")
+    replicas = [await bench.replica_server_killed() for _ in range(rounds)]
+    figures.add("replica's server killed to streaming", replicas, "ms", "1,000 ms", "1,300 ms")
+    nodes = [await bench.node_killed() for _ in range(rounds)]
+    figures.add_outage(f"node killed at ttl={TTL_S}", nodes, f"{TTL_S * 1000 + 700:,} ms", "22,400 ms at ttl=20")
+
+
+@click.command()
+@click.option("--rounds", default=5, show_default=True, help="How often each fault is made.")
+@click.option("--core", "only_core", is_flag=True, help="Only the core: no servers.")
+def main(rounds: int, only_core: bool) -> None:
+    """Measure, and print medians beside the budgets."""
+    figures = Figures()
+    figures.add("step", core.step_us(), "us", "60 us")
+    figures.add("replay", core.replay_per_s(), "/s", "20,000 /s")
+    if not only_core:
+        anyio.run(measure_cluster, figures, rounds)
+    Console(width=120).print(figures.table)
+
+
+main()
