@@ -33,6 +33,7 @@ from effects.settings_preflight import find_bin_dir
 from effects.settings_types import Credentials, Settings
 from effects.sources import EtcdSource, FenceSource, ProbeSource
 from fsm.events import Identity
+from fsm.timing import watch_progress_every_ms
 
 SOCKET_PATH_BYTES_MAX = 90
 """A Unix socket's path may have 107 bytes; PostgreSQL adds its own file name. Source: unix(7)."""
@@ -174,7 +175,7 @@ async def _run_agent(agent: Agent, settings: Settings, run_as: RunAs | None, etc
         *peers.lanes(agent.report),
     ]
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(EtcdSource(etcd, prefix, agent.report).run)
+        tasks.start_soon(EtcdSource(etcd, prefix, agent.report, partial(_watch_progress, agent)).run)
         tasks.start_soon(fence.run)
         tasks.start_soon(ProbeSource(agent.board, prober, agent.report).run)
         await agent.run(lanes)
@@ -182,6 +183,10 @@ async def _run_agent(agent: Agent, settings: Settings, run_as: RunAs | None, etc
             await fence.link.quit()  # refused while a server runs: then the fence goes on holding it
         tasks.cancel_scope.cancel()
     prober.close()
+
+
+def _watch_progress(agent: Agent) -> int:
+    return watch_progress_every_ms(agent.board.current.view.dynamic.ttl_s)
 
 
 async def _stop_on_signal(agent: Agent) -> None:

@@ -31,6 +31,11 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self._tell_started()
 
+    async def main_loop(self) -> None:
+        """Wait to be cancelled. uvicorn would wake up ten times a second, for limits and headers that are not used."""
+        await self.on_tick(0)
+        await anyio.sleep_forever()
+
     def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]  # a generator there
         return nullcontext()
 

@@ -188,6 +188,10 @@ class EtcdClient:
                 failures.append(error)
         raise _combined(failures)
 
+    def expect_progress(self, every_ms: int) -> None:
+        """From the next watch on, ask for a sign of life this often, and take two and a half times that for frozen."""
+        self._progress_every_ms, self._silence_max_ms = every_ms, every_ms * 5 // 2
+
     async def watch(self, prefix: str, from_revision: int) -> AsyncGenerator[WatchBatch, None]:
         """The changes below the prefix from a revision on, in order, and an empty batch as a sign of life.
 

@@ -39,8 +39,9 @@ SECRET_WORDS = ("password", "secret", "passphrase")
 class EtcdSource:
     """Reads the cluster's keys and then hears of every change; begins anew whenever the watch breaks."""
 
-    def __init__(self, client: EtcdClient, prefix: str, report: Report) -> None:
+    def __init__(self, client: EtcdClient, prefix: str, report: Report, progress_every_ms: Callable[[], int]) -> None:
         self._client, self._prefix, self._report = client, prefix, report
+        self._progress_every_ms = progress_every_ms
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -64,6 +65,7 @@ class EtcdSource:
 
     async def _follow(self, revision: int) -> None:
         """Report changes; a broken watch is taken up again where it broke, once, before everything is read anew."""
+        self._client.expect_progress(self._progress_every_ms())
         async with contextlib.aclosing(self._client.watch(self._prefix, revision + 1)) as batches:
             async for batch in batches:
                 if batch.changes:

@@ -52,6 +52,11 @@ def renew_timeout_ms(ttl_s: int) -> int:
     return max(300, min(2_000, ttl_s * 1000 // 6))
 
 
+def watch_progress_every_ms(ttl_s: int) -> int:
+    """How often a watch asks for a sign of life: a frozen endpoint is noticed within half a ttl, or 10 s."""
+    return max(1_000, min(4_000, ttl_s * 1000 // 5))
+
+
 def fence_margin_ms(ttl_s: int) -> int:
     """How long before the lease's end the server must be gone."""
     return max(FENCE_MARGIN_MIN_MS, ttl_s * 1000 // 10)
