@@ -6,7 +6,7 @@ TABLE   The first row whose source holds the present state and whose guards are 
 DUTIES  What should be under way in a state. A duty whose guards hold is issued unless it is in flight, backing off
         after a failure, or its lane is taken by an earlier one. The order is the order of urgency.
 
-Guards are in fsm/guards.py, the effects that duties ask for are built in fsm/orders.py.
+Guards are in fsm/guards/, the effects that duties ask for are built in fsm/orders.py.
 """
 
 from collections.abc import Callable

@@ -124,7 +124,8 @@ class Bench:
         return span
 
     def _until_streaming(self, name: str, not_pid: int) -> None:
-        sql = "SELECT 1 FROM pg_stat_replication WHERE state = 'streaming' AND application_name = %s AND backend_start > %s"
+        since = "AND application_name = %s AND backend_start > %s"
+        sql = f"SELECT 1 FROM pg_stat_replication WHERE state = 'streaming' {since}"
         with primary_connection(self.cluster.plan) as connection:
             row = connection.execute("SELECT now()").fetchone()
             assert row is not None

@@ -1,0 +1,87 @@
+"""Guards about the cluster as a whole, and what people asked of this node."""
+
+from fsm import election
+from fsm.guards.directory import is_directory_a_cluster, is_directory_vacant
+from fsm.view import View
+
+
+def is_cluster_unclaimed(view: View) -> bool:
+    """Nobody has initialized the cluster and nobody is about to."""
+    return view.etcd.is_watched and view.initialize is None and view.leader is None
+
+
+def is_initialize_claim_ours(view: View) -> bool:
+    """This node is the one that initializes the cluster."""
+    key = view.keys.get("initialize")
+    return key is not None and key.value == "" and view.lease is not None and key.lease_id == view.lease.lease_id
+
+
+def may_initialize(view: View) -> bool:
+    """This node's settings and tags allow it to make a new cluster."""
+    return view.identity is not None and view.identity.may_initialize and not election.is_barred(view)
+
+
+def has_data_of_this_cluster(view: View) -> bool:
+    """This node's data belong to the cluster that etcd knows, or to the one it is initializing."""
+    return bool(view.system_id) and (view.initialize == view.system_id or is_initialize_claim_ours(view))
+
+
+def has_data_of_another_cluster(view: View) -> bool:
+    """This node's data carry another system identifier than the cluster in etcd."""
+    return view.etcd.is_watched and bool(view.system_id) and bool(view.initialize) and view.initialize != view.system_id
+
+
+def is_cluster_possibly_ours(view: View) -> bool:
+    """Nothing shows that this node's data belong to another cluster than the one in etcd."""
+    return not has_data_of_another_cluster(view)
+
+
+def has_no_config(view: View) -> bool:
+    """The dynamic configuration is not in etcd."""
+    key = view.keys.get("config")
+    return view.etcd.is_watched and (key is None or not key.value)
+
+
+def is_unpaused(view: View) -> bool:
+    """The cluster is not paused."""
+    return not view.dynamic.pause
+
+
+def is_staying(view: View) -> bool:
+    """The agent was not asked to stop."""
+    return not view.is_stopping
+
+
+def is_stopping(view: View) -> bool:
+    """The agent was asked to stop."""
+    return view.is_stopping
+
+
+def is_switchover_unwritten(view: View) -> bool:
+    """An operator asked this node for a switchover that is not yet in etcd."""
+    return view.switchover is not None
+
+
+def is_reinit_asked(view: View) -> bool:
+    """An operator asked to replace this node's data."""
+    return view.is_reinit_asked
+
+
+def has_something_to_initialize_with(view: View) -> bool:
+    """The data directory is empty, or already holds a cluster that etcd does not know."""
+    return is_directory_vacant(view) or is_directory_a_cluster(view) or view.server.probe is not None
+
+
+def is_cluster_prepared(view: View) -> bool:
+    """The roles of the new cluster were created."""
+    return view.has_achieved("prepare-cluster", view.state_since_ms)
+
+
+def is_cluster_unprepared(view: View) -> bool:
+    """The roles of the new cluster were not created yet."""
+    return not is_cluster_prepared(view)
+
+
+def has_made_the_cluster(view: View) -> bool:
+    """This node ran initdb for the cluster that it is initializing."""
+    return is_initialize_claim_ours(view) and is_directory_a_cluster(view) and "init-db" in view.achieved

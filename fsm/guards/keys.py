@@ -1,0 +1,103 @@
+"""Guards about etcd, the leader key and the lease."""
+
+from fsm.timing import renew_every_ms
+from fsm.view import View
+
+
+def is_etcd_watched(view: View) -> bool:
+    """etcd was read and every change since is heard of."""
+    return view.etcd.is_watched
+
+
+def is_etcd_unreachable(view: View) -> bool:
+    """etcd is not heard of at present."""
+    return not view.etcd.is_watched
+
+
+def is_leader_key_free(view: View) -> bool:
+    """etcd says that nobody holds the leader key."""
+    return view.etcd.is_watched and view.leader is None
+
+
+def is_leader_key_held_by_another(view: View) -> bool:
+    """The leader key names another member."""
+    return view.leader is not None and view.leader != view.name
+
+
+def is_leader_key_named_for_us(view: View) -> bool:
+    """The leader key names this node, under whatever lease."""
+    return view.leader == view.name
+
+
+def is_leader_key_ours(view: View) -> bool:
+    """The leader key names this node and hangs on its present lease."""
+    key = view.keys.get("leader")
+    return key is not None and view.lease is not None and key.value == view.name and key.lease_id == view.lease.lease_id
+
+
+def has_lost_the_leader_key(view: View) -> bool:
+    """The leader key went to another, or is gone while no failsafe confirmation stands in for it."""
+    if is_leader_key_held_by_another(view):
+        return True
+    return is_leader_key_free(view) and view.now_ms >= view.failsafe_until_ms
+
+
+def has_lease(view: View) -> bool:
+    """This node has a lease at etcd."""
+    return view.lease is not None
+
+
+def is_lease_wanted(view: View) -> bool:
+    """This node has no lease, or one of another length than the cluster's ttl, and is not on its way out."""
+    return not view.is_stopping and (view.lease is None or view.lease.asked_ttl_s != view.dynamic.ttl_s)
+
+
+def is_renewal_due(view: View) -> bool:
+    """A third of the lease is used."""
+    return view.lease is not None and view.now_ms >= view.lease.sent_at_ms + renew_every_ms(view.lease.ttl_s)
+
+
+def has_time_left(view: View) -> bool:
+    """The deadline until which this node may let its server accept writes lies ahead."""
+    return view.now_ms < view.writable_until_ms
+
+
+def is_past_its_deadline(view: View) -> bool:
+    """The lease may have run out at etcd, and no failsafe confirmation stands in for it."""
+    return view.now_ms >= view.writable_until_ms
+
+
+def has_promised_nothing(view: View) -> bool:
+    """This node has not promised a leader without etcd to let it go on."""
+    return view.promise is None or view.now_ms >= view.promise.until_ms
+
+
+def is_failsafe_wanted(view: View) -> bool:
+    """The lease was not renewed when it should have been, and members may confirm in etcd's place."""
+    lease = view.lease
+    if not view.dynamic.failsafe_mode or lease is None:
+        return False
+    confirmed_ms = max(lease.sent_at_ms, view.achieved.get("ask-failsafe", 0))
+    return view.now_ms >= confirmed_ms + renew_every_ms(lease.ttl_s) + 200 and bool("renew-lease" in view.attempts)
+
+
+def is_leader_key_obtainable(view: View) -> bool:
+    """The leader key is free, or names this node under another lease than its present one."""
+    if is_leader_key_ours(view):
+        return False
+    return is_leader_key_free(view) or (view.etcd.is_watched and is_leader_key_named_for_us(view))
+
+
+def has_lease_time_left(view: View) -> bool:
+    """The lease itself, failsafe or not, is good for a while."""
+    return view.lease is not None and view.now_ms < view.lease.writable_until_ms
+
+
+def is_leader_key_not_ours(view: View) -> bool:
+    """The leader key does not name this node, as far as is known."""
+    return view.leader != view.name
+
+
+def has_settled_its_lease(view: View) -> bool:
+    """The lease was given back, or etcd did not take it: then it runs out by itself."""
+    return view.lease is None or "revoke-lease" in view.attempts or not view.etcd.is_watched

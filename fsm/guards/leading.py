@@ -1,0 +1,91 @@
+"""Guards about the leader's server, and handing over."""
+
+from fsm.guards.server import is_primary_running, is_promotable
+from fsm.publish import own_history
+from fsm.timelines import was_primary
+from fsm.timing import FAILED_STARTS_MAX, HANDOVER_CATCH_UP_MS, PEER_REASK_MS
+from fsm.view import View
+from fsm.wire import is_barred_by_tags
+
+
+def is_beyond_restart(view: View) -> bool:
+    """The server was not brought to accept writes within primary_start_timeout, or keeps ending."""
+    server = view.server
+    if is_primary_running(view) or server.process == "unknown":
+        return False
+    if server.failed_starts >= FAILED_STARTS_MAX and not is_promotable(view):
+        return True
+    down_since_ms = max(server.exited_at_ms or server.spawned_at_ms, view.state_since_ms)
+    return view.now_ms - down_since_ms >= max(view.dynamic.primary_start_timeout_s * 1000, 1)
+
+
+def is_handover_wanted(view: View) -> bool:
+    """A switchover or failover away from this leader is asked for, and a member that can take over streams from it."""
+    request = view.failover
+    if request is None or request.scheduled_at or request.candidate == view.name:
+        return False
+    return request.leader in (None, view.name) and bool(handover_targets(view))
+
+
+def is_handover_prepared(view: View) -> bool:
+    """The checkpoint before the handover is done, or was tried: a fast stop now has little left to write."""
+    tried = view.attempts.get("checkpoint-for-handover")
+    return view.has_achieved("checkpoint-for-handover", view.failover_seen_at_ms) or tried is not None
+
+
+def is_failover_request_moot(view: View) -> bool:
+    """The failover key asks for something that is done, or that a look at the server since shows to be impossible."""
+    request = view.failover
+    if request is None or request.scheduled_at or view.server.probed_at_ms <= view.failover_seen_at_ms:
+        return False
+    return not is_handover_wanted(view)
+
+
+def handover_targets(view: View) -> list[str]:
+    """Members that stream from this leader and may be promoted, the named one only if one is named."""
+    probe, request = view.server.probe, view.failover
+    if probe is None or request is None:
+        return []
+    streaming = {s.application_name for s in probe.standbys if s.state == "streaming"}
+    able = [m for m in view.members.values() if m.name in streaming and not is_barred_by_tags(dict(m.tags))]
+    return [m.name for m in able if request.candidate in (None, m.name)]
+
+
+def is_successor_ready(view: View) -> bool:
+    """Nobody is to be waited for before the key is released, or the successor holds all WAL, or has had its time."""
+    request, exited_at_ms = view.failover, view.server.exited_at_ms
+    if request is None or request.candidate in (None, view.name) or exited_at_ms is None:
+        return True
+    if view.now_ms - exited_at_ms >= HANDOVER_CATCH_UP_MS:
+        return True
+    if view.directory is None or not was_primary(view.directory):
+        return view.directory is not None
+    heard = view.peers.get(request.candidate)
+    is_heard_since = heard is not None and heard.at_ms >= exited_at_ms
+    return heard is not None and is_heard_since and heard.report.position_lsn > view.directory.checkpoint_lsn
+
+
+def is_successor_question_due(view: View) -> bool:
+    """The named successor was not asked within the last few milliseconds how far it has come."""
+    return not is_successor_ready(view) and view.now_ms - view.peers_heard_at_ms >= PEER_REASK_MS
+
+
+def has_not_checkpointed_since_promotion(view: View) -> bool:
+    """This primary was promoted in this stay and has not finished a checkpoint since."""
+    return has_promoted(view) and not view.has_achieved("checkpoint-after-promote", view.state_since_ms)
+
+
+def has_promoted(view: View) -> bool:
+    """This node's server was promoted in this stay in the state."""
+    return view.has_achieved("promote", view.state_since_ms)
+
+
+def is_own_history_unread(view: View) -> bool:
+    """This primary came to its timeline by a promotion, and has not yet read its own history."""
+    probe = view.server.probe
+    return probe is not None and not probe.in_recovery and probe.timeline > 1 and own_history(view) is None
+
+
+def is_handover_unprepared(view: View) -> bool:
+    """The checkpoint before the handover has not been tried yet."""
+    return not is_handover_prepared(view)

@@ -1,0 +1,68 @@
+"""Guards about the server's process, and the fence that holds it."""
+
+from fsm.timing import PROMOTE_AGAIN_MS
+from fsm.view import View
+
+
+def is_server_absent(view: View) -> bool:
+    """No process of a server runs."""
+    return view.server.process == "absent"
+
+
+def is_server_running(view: View) -> bool:
+    """A postmaster runs."""
+    return view.server.process == "running"
+
+
+def is_standby_running(view: View) -> bool:
+    """The server runs, answered, and is in recovery."""
+    server = view.server
+    return server.process == "running" and not server.may_be_primary and server.probe is not None
+
+
+def is_promotable(view: View) -> bool:
+    """The server runs and was in recovery when it last answered."""
+    server = view.server
+    return server.process == "running" and server.probe is not None and server.probe.in_recovery
+
+
+def is_primary_running(view: View) -> bool:
+    """The server runs and answered that it accepts writes."""
+    server = view.server
+    return server.process == "running" and server.probe is not None and not server.probe.in_recovery
+
+
+def may_a_primary_be_running(view: View) -> bool:
+    """A server runs that accepts writes, or may be about to."""
+    return view.server.process == "running" and view.server.may_be_primary
+
+
+def is_primary_without_deadline(view: View) -> bool:
+    """A server runs that accepts writes, and the fence has no deadline for it."""
+    return is_primary_running(view) and view.fence.armed_until_ms is None
+
+
+def is_no_primary_possible(view: View) -> bool:
+    """No server of this node can accept writes: none runs, or a standby that nobody told to promote."""
+    return view.server.process == "absent" or (view.server.process == "running" and not view.server.may_be_primary)
+
+
+def is_promotion_due(view: View) -> bool:
+    """This postmaster was not told to promote yet, or was told long ago to no effect."""
+    told_at_ms = view.achieved.get("promote", -1)
+    return told_at_ms < view.server.spawned_at_ms or view.now_ms - told_at_ms >= PROMOTE_AGAIN_MS
+
+
+def is_fence_armed(view: View) -> bool:
+    """The fence confirmed a deadline for the server that lies ahead."""
+    return view.fence.armed_until_ms is not None and view.fence.armed_until_ms > view.now_ms
+
+
+def is_fence_deadline_outdated(view: View) -> bool:
+    """The fence has another deadline than the one that this node's lease or failsafe gives."""
+    return view.server.process == "running" and view.fence.armed_until_ms != view.writable_until_ms
+
+
+def has_needless_fence_deadline(view: View) -> bool:
+    """The fence still has a deadline for a server that is a standby."""
+    return is_standby_running(view) and view.fence.armed_until_ms is not None
