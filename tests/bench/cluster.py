@@ -5,59 +5,29 @@ Spans are milliseconds of CLOCK_BOOTTIME, which all processes of the machine sha
 
 import os
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
-import psycopg
 
 from api.cli.demo import measure, processes
-from api.cli.demo.cluster import DemoCluster
 from api.cli.demo.servers import make_tables, primary_connection
-from api.cli.demo.watcher import Watcher
-from api.cli.demo.workspace import open_workspace
-from api.cli.demo.writer import Writer, connection_options
+from api.cli.demo.writer import Writer
 from effects.clock import now_ms
-from effects.errors import MatriarchError
 from effects.etcd import EtcdClient
 from effects.etcd_types import put
-from effects.log_reader import read_log
-from fsm.entries import Entry, decode_entry
+from tests.cluster.harness import SETTLED_TIMEOUT_S, RealCluster
 
-SETTLED_TIMEOUT_S = 60
 PREFIX = "/service/demo/"
-STREAMING = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
 
 
 class Bench:
-    """One cluster under measurement."""
+    """Measures one running cluster."""
 
-    def __init__(self, cluster: DemoCluster, watcher: Watcher) -> None:
-        self.cluster, self.watcher = cluster, watcher
-
-    @property
-    def primary(self) -> str:
-        """Who leads by the newest picture."""
-        found = self.watcher.picture.primary
-        assert found is not None
-        return found.name
-
-    async def settled(self) -> None:
-        """Return when one leads and the others stream on its timeline."""
-        with anyio.fail_after(SETTLED_TIMEOUT_S):
-            while not (await self.watcher.look()).is_settled:  # noqa: ASYNC110 - other processes
-                await anyio.sleep(0.05)
-
-    def entries(self) -> list[Entry]:
-        """What all nodes logged."""
-        return [
-            decode_entry(line.body)
-            for node in self.cluster.nodes
-            for line in read_log([node.log_dir])
-            if line.kind == "entry"
-        ]
+    def __init__(self, real: RealCluster) -> None:
+        self.real = real
+        self.cluster, self.watcher = real.cluster, real.watcher
 
     async def outage(self, notices: measure.Notices, break_it: Callable[[], object]) -> dict[str, float | None]:
         """Break something under a writer; the writer's gap, and its parts from the logs."""
@@ -66,7 +36,7 @@ class Bench:
         writer.start()
         try:
             await self._until_written(writer, 100)
-            before, fault_ms = self.primary, now_ms()
+            before, fault_ms = self.real.primary, now_ms()
             outcome = break_it()
             if hasattr(outcome, "__await__"):
                 await outcome
@@ -75,7 +45,7 @@ class Bench:
             await anyio.to_thread.run_sync(writer.stop)
         fault = measure.Fault(what="", before=before, after="", at_ms=fault_ms, until_ms=now_ms(), notices=notices)
         gap_ms = measure.longest_gap_ms([row.at_ms for row in writer.acknowledged], fault)
-        parts = measure.phases(await anyio.to_thread.run_sync(self.entries), fault)
+        parts = measure.phases(await anyio.to_thread.run_sync(self.real.entries), fault)
         return {
             "gap": gap_ms,
             "detect": parts.detect_ms,
@@ -92,35 +62,35 @@ class Bench:
 
     async def node_killed(self) -> dict[str, float | None]:
         """kill -9 of the leader's agent, fence and server."""
-        old = self.primary
+        old = self.real.primary
         found = await self.outage(measure.frees_the_leader_key, self.cluster.node(old).crash)
         self.cluster.node(old).bring_back()
-        await self.settled()
+        await self.real.settled()
         return found
 
     async def server_killed(self) -> dict[str, float | None]:
         """kill -9 of the leader's postmaster."""
-        found = await self.outage(measure.ends_the_server, self.cluster.node(self.primary).crash_server)
-        await self.settled()
+        found = await self.outage(measure.ends_the_server, self.cluster.node(self.real.primary).crash_server)
+        await self.real.settled()
         return found
 
     async def switched_over(self) -> dict[str, float | None]:
         """A planned switchover."""
-        candidate = next(node.name for node in self.cluster.nodes if node.name != self.primary)
+        candidate = next(node.name for node in self.cluster.nodes if node.name != self.real.primary)
         found = await self.outage(measure.frees_the_leader_key, lambda: self.watcher.switch_over(candidate))
-        await self.settled()
+        await self.real.settled()
         return found
 
     async def replica_server_killed(self) -> float:
         """kill -9 of a replica's postmaster, until it streams again."""
-        name = next(node.name for node in self.cluster.nodes if node.name != self.primary)
+        name = next(node.name for node in self.cluster.nodes if node.name != self.real.primary)
         node = self.cluster.node(name)
         before = processes.server_of(node.data_dir)
         fault_ms = now_ms()
         node.crash_server()
         await anyio.to_thread.run_sync(self._until_streaming, name, before[0])
         span = now_ms() - fault_ms
-        await self.settled()
+        await self.real.settled()
         return span
 
     def _until_streaming(self, name: str, not_pid: int) -> None:
@@ -142,7 +112,7 @@ class Bench:
             await anyio.sleep(2.5)
         ordered = [
             entry.event.at_ms
-            for entry in await anyio.to_thread.run_sync(self.entries)
+            for entry in await anyio.to_thread.run_sync(self.real.entries)
             if any(issued.duty == "clear-failover" for issued in entry.effects) and entry.event.at_ms >= put_ms
         ]
         return min(ordered) - put_ms
@@ -183,7 +153,7 @@ class Bench:
         import json
         import sys
 
-        port = self.cluster.node(self.primary).plan.api_port
+        port = self.cluster.node(self.real.primary).plan.api_port
         ended = await anyio.run_process([sys.executable, "-m", "tests.bench.load", str(port), str(seconds)])
         found: dict[str, float] = json.loads(ended.stdout)
         return found
@@ -197,43 +167,3 @@ def _cpu_s(pid: int) -> float:
 def _pss_mb(pid: int) -> float:
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
-
-
-@asynccontextmanager
-async def running_cluster() -> AsyncIterator[tuple[Bench, float]]:
-    """A cluster from empty directories, and how long it took until all three streamed, etcd's own start left out."""
-    workspace = await anyio.to_thread.run_sync(open_workspace, None)
-    try:
-        await anyio.to_thread.run_sync(workspace.find_postgres, None)
-        cluster = DemoCluster(workspace)
-        try:
-            async with Watcher(cluster) as watcher:
-                await cluster.start()
-                began_ms = now_ms()
-                await anyio.to_thread.run_sync(_until_both_stream, cluster)
-                took_ms = now_ms() - began_ms
-                bench = Bench(cluster, watcher)
-                await bench.settled()
-                yield bench, took_ms
-        finally:
-            with anyio.CancelScope(shield=True):
-                await cluster.stop()
-    finally:
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(workspace.close)
-
-
-def _until_both_stream(cluster: DemoCluster) -> None:
-    """Return when the primary feeds two standbys. Asks it directly: the agents' pictures may be a second old."""
-    options = connection_options(cluster.plan, session="read-write")
-    deadline_ms = now_ms() + SETTLED_TIMEOUT_S * 1000
-    while now_ms() < deadline_ms:
-        try:
-            with psycopg.connect(**options) as connection:
-                while now_ms() < deadline_ms:
-                    if connection.execute(STREAMING).fetchone() == (2,):
-                        return
-                    time.sleep(0.01)
-        except psycopg.Error:
-            time.sleep(0.02)
-    raise MatriarchError(f"no three streaming nodes within {SETTLED_TIMEOUT_S} s")
