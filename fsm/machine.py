@@ -146,7 +146,7 @@ def step(view: View, event: AnyEvent) -> Decision:
     issued: list[Issued] = []
     cancelled: tuple[int, ...] = ()
     if rule is not None:
-        view = replace(view, state=rule.target, state_since_ms=view.now_ms)
+        view = replace(view, state=rule.target, state_since_ms=view.now_ms, last_rule=rule.id)
         cancelled = no_longer_wanted(view)
         if rule.fence is not None and view.server.process == "running":
             view = _issue(view, "fence-stray", rule.fence(view), issued)

@@ -218,7 +218,6 @@ def status_fields(
     standing: Standing,
     *,
     dcs_last_seen_s: int = 0,
-    rule: str | None = None,
     is_log_degraded: bool = False,
 ) -> dict[str, Any]:
     """This node's status in Patroni's order of keys, with a `matriarch` object at its end.
@@ -227,7 +226,6 @@ def status_fields(
         view: what the node knows.
         standing: what of it holds at the instant of the question.
         dcs_last_seen_s: when etcd was last heard, as a Unix time.
-        rule: the rule by which the node came to its state, if that is known.
         is_log_degraded: whether entries of the log do not reach the disk at present.
 
     Source: Patroni, GET /patroni.
@@ -246,7 +244,7 @@ def status_fields(
         "database_system_identifier": view.system_id or None,
         "pending_restart": bool(probe and probe.pending_restart) or None,
         "patroni": _software(view),
-        "matriarch": _ours(view, rule, is_log_degraded),
+        "matriarch": _ours(view, is_log_degraded),
     }
     return {key: value for key, value in fields.items() if value is not None}
 
@@ -296,8 +294,13 @@ def _software(view: View) -> dict[str, str]:
     return {"version": PATRONI_VERSION, "scope": view.identity.scope if view.identity else "", "name": view.name}
 
 
-def _ours(view: View, rule: str | None, is_log_degraded: bool) -> dict[str, Any]:
-    fields = {"state": view.state.value, "rule": rule, "seq": view.seq, "log_degraded": is_log_degraded or None}
+def _ours(view: View, is_log_degraded: bool) -> dict[str, Any]:
+    fields = {
+        "state": view.state.value,
+        "rule": view.last_rule,
+        "seq": view.seq,
+        "log_degraded": is_log_degraded or None,
+    }
     return {key: value for key, value in fields.items() if value is not None}
 
 

@@ -113,6 +113,8 @@ class View(Fact, frozen=True, kw_only=True):
     seq: int = 0
     now_ms: int = 0
     state_since_ms: int = 0
+    last_rule: str | None = None
+    """The rule that brought this node to its state; None for the first one."""
     identity: Identity | None = None
     is_stopping: bool = False
 

@@ -275,7 +275,7 @@ def test_status_has_patronis_fields_in_order_when_everything_is_said() -> None:
     )
     view = with_key(view, "leader", Key(value=None, mod_revision=14))
     view = with_server(view, probe=standby_probe(pending_restart=("max_connections",)))
-    fields = fields_at(view, NOW_MS, rule="B1", is_log_degraded=True)
+    fields = fields_at(replace(view, last_rule="B1"), NOW_MS, is_log_degraded=True)
     assert list(fields) == [
         "state", "postmaster_start_time", "role", "server_version", "xlog", "sync_standby", "timeline",
         "replication_state", "pause", "cluster_unlocked", "failsafe_mode_is_active", "dcs_last_seen", "tags",
