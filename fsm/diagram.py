@@ -229,5 +229,5 @@ def _names(guards: Iterable[Guard]) -> str:
     return ", ".join(f"`{guard.__name__}`" for guard in guards)
 
 
-def _states(states: frozenset[State]) -> str:
-    return "every state" if states == frozenset(State) else ", ".join(sorted(states))
+def _states(states: tuple[State, ...]) -> str:
+    return "every state" if set(states) == set(State) else ", ".join(sorted(states))
