@@ -225,7 +225,7 @@ DUTIES: tuple[Duty, ...] = (
     Duty("stop-on-request", (BOOTSTRAPPING, REPLICA, REWINDING, REINIT), orders.stop_standby,
          (g.is_stopping, g.is_server_running, g.is_no_primary_possible),
          "the agent was asked to stop, and takes its server with it"),
-    Duty("claim-initialize", (BOOTSTRAPPING,), orders.claim_initialize,
+    Duty("claim-initialize", (BOOTSTRAPPING, REPLICA), orders.claim_initialize,
          (g.is_cluster_unclaimed, g.may_initialize, g.has_lease, g.is_staying, g.has_something_to_initialize_with),
          "exactly one node makes the cluster"),
     Duty("clear-unfinished-init", (BOOTSTRAPPING,), orders.clear_directory,

@@ -30,7 +30,7 @@ ALL_EFFECTS: tuple[type[Effect], ...] = get_args(do.AnyEffect)
 
 IRREVERSIBLE_IN: dict[type[Effect], set[State]] = {
     do.TakeLeaderKey: {State.CANDIDATE, State.LEADER},
-    do.ClaimInitialize: {State.BOOTSTRAPPING},
+    do.ClaimInitialize: {State.BOOTSTRAPPING, State.REPLICA},
     do.InitDb: {State.BOOTSTRAPPING},
     do.StartPrimary: {State.LEADER},
     do.Promote: {State.LEADER},
