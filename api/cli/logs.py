@@ -9,7 +9,7 @@ import msgspec
 
 from api.cli.lines import COLOURS, columns, is_worth_showing
 from api.cli.options import config_option, json_option, log_directories
-from effects.log_reader import read_log
+from effects.log_reader import read_log, segments_of
 from fsm.entries import Entry, decode_entry
 
 FOLLOW_PAUSE_S = 0.3
@@ -73,7 +73,7 @@ def log(
         _show(entry, body, as_json)
     while follow:
         time.sleep(FOLLOW_PAUSE_S)
-        for entry, body in _entries(directories):
+        for entry, body in _entries(_newest_segments(directories)):
             if entry.seq > newest:
                 newest = entry.seq
                 if filters.accept(entry):
@@ -84,6 +84,11 @@ def _entries(directories: list[Path]) -> Iterator[tuple[Entry, bytes]]:
     for line in read_log(directories):
         if line.kind == "entry":
             yield decode_entry(line.body), line.body
+
+
+def _newest_segments(paths: list[Path]) -> list[Path]:
+    """The last two segments of each log: one that was just begun, and the end of the one before."""
+    return [segment for path in paths for segment in (segments_of(path)[-2:] if path.is_dir() else [path])]
 
 
 def _show(entry: Entry, body: bytes, as_json: bool) -> None:

@@ -12,7 +12,7 @@ from fsm.facts import PeerReport, Standby, TimelineHistory, TimelineSwitch
 from tests.fsm.world import EMPTY, MIB, STANDBY, World, is_following, leader_with_standbys, new_leader, replica_of
 
 RUNS = settings(
-    max_examples=3000,
+    max_examples=60,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=(Phase.explicit, Phase.generate),  # shrinking one of these takes minutes
