@@ -64,7 +64,7 @@ class EtcdSource:
                 pause_s = min(RETRY_MOST_S, pause_s * 2)
 
     async def _follow(self, revision: int) -> None:
-        """Report changes until the watch breaks. It is not resumed: the machine asks what is true now, so all is read anew."""
+        """Report changes until the watch breaks; then all is read anew, for the machine asks what is true now."""
         self._client.expect_progress(self._progress_every_ms())
         async with contextlib.aclosing(self._client.watch(self._prefix, revision + 1)) as batches:
             async for batch in batches:
