@@ -26,12 +26,15 @@ from effects.keys import ClusterKeys, prefix_of
 from effects.log import TransitionLog
 from effects.peers import Peers
 from effects.probe import Prober
+from effects.processes import running_postmaster
 from effects.programs import RunAs
+from effects.redaction import redacted_config
 from effects.server import Server
 from effects.server_settings import Login, ServerSettings
 from effects.settings_preflight import find_bin_dir
 from effects.settings_types import Credentials, Settings
 from effects.sources import EtcdSource, FenceSource, ProbeSource
+from fsm.dynamic import parse_dynamic
 from fsm.events import Identity
 from fsm.timing import watch_progress_every_ms
 
@@ -54,10 +57,15 @@ def identity_of(settings: Settings) -> Identity:
         api_url=f"{scheme}://{restapi.connect_address}/patroni",
         conn_url=f"postgres://{postgresql.connect_address}/{postgresql.database}",
         tags=dict(settings.tags),
-        first_config=json.dumps(settings.bootstrap.dcs or FIRST_CONFIG, separators=(",", ":")),
+        first_config=redacted_config(first_config_of(settings)),
         clone_on_rewind_failure=postgresql.remove_data_directory_on_rewind_failure is not False,
         clone_on_divergence=postgresql.remove_data_directory_on_diverged_timelines is not False,
     )
+
+
+def first_config_of(settings: Settings) -> str:
+    """What `config` begins with if this node makes the cluster, secrets and all."""
+    return json.dumps(settings.bootstrap.dcs or FIRST_CONFIG, separators=(",", ":"))
 
 
 def server_settings_of(settings: Settings, run_as: RunAs | None) -> ServerSettings:
@@ -128,9 +136,13 @@ async def run_node(settings: Settings, run_as: RunAs | None) -> int:
 
     Raises: ConfigError.
     """
-    make_directory(settings.state_dir, None)
-    lock = lock_agent(settings.state_dir)
-    log, recovered = TransitionLog.open(settings.state_dir / "log")
+    try:
+        make_directory(settings.state_dir, None)
+        lock = lock_agent(settings.state_dir)
+        log, recovered = TransitionLog.open(settings.state_dir / "log")
+    except OSError as error:
+        remedy = "make its parent writable for the agent, or set matriarch.state_dir"
+        raise ConfigError([f"{settings.state_dir}: {error.strerror}; {remedy}"]) from None
     if recovered.torn_bytes:
         logger.warning(
             "the log's last %d bytes were damaged and are kept in %s", recovered.torn_bytes, recovered.kept_aside
@@ -166,16 +178,24 @@ async def _run_agent(agent: Agent, settings: Settings, run_as: RunAs | None, etc
     """The agent with its sources and executors, until it ends."""
     prefix = prefix_of(settings.namespace, settings.scope)
     server_settings = server_settings_of(settings, run_as)
-    fence = FenceSource(partial(FenceLink.connect_or_start, settings.state_dir), agent.report)
-    server = Server(server_settings, fence, lambda: dict(agent.board.current.view.dynamic.parameters), lambda _: None)
+    fence = FenceSource(
+        partial(FenceLink.connect_or_start, settings.state_dir),
+        partial(running_postmaster, server_settings.data_dir),
+        agent.report,
+    )
+    first_config = first_config_of(settings)
+    source = EtcdSource(etcd, prefix, agent.report, partial(_watch_progress, agent))
+    server = Server(
+        server_settings, fence, lambda: dict(parse_dynamic(source.config or first_config).parameters), lambda _: None
+    )
     prober = Prober(server_settings)
     lanes = [
-        *ClusterKeys(etcd, prefix, settings.name).lanes(agent.report),
+        *ClusterKeys(etcd, prefix, settings.name, first_config).lanes(agent.report),
         *server.lanes(agent.report),
         *peers.lanes(agent.report),
     ]
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(EtcdSource(etcd, prefix, agent.report, partial(_watch_progress, agent)).run)
+        tasks.start_soon(source.run)
         tasks.start_soon(fence.run)
         tasks.start_soon(ProbeSource(agent.board, prober, agent.report).run)
         await agent.run(lanes)

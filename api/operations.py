@@ -16,6 +16,7 @@ from starlette.routing import Route
 from api.answers import Rejected, read_object, text_answer, text_of
 from effects.board import Board
 from fsm import status
+from fsm.dynamic import TTL_MAX_S
 from fsm.events import AnyEvent, FailsafeAsked, ReinitAsked, SwitchoverAsked
 from fsm.status import AskedSwitchover
 from fsm.view import View
@@ -145,12 +146,13 @@ class Operations:
         asked = FailsafeAsked(
             at_ms=self._now_ms(),
             leader=leader,
+            ttl_s=_ttl_of(body),
             conn_url=text_of(body, "conn_url") or "",
             api_url=text_of(body, "api_url") or "",
         )
         self._submit(asked)
         view = await self._found_on_board(
-            lambda view: view if status.has_promised(view, leader, asked.at_ms) else None, FAILSAFE_WAIT_S
+            lambda view: view if status.has_promised(view, asked) else None, FAILSAFE_WAIT_S
         )
         if view is None:
             raise Rejected(503, f'this node does not promise "{leader}" to let it go on')
@@ -162,6 +164,14 @@ class Operations:
             raise Rejected(502, "failsafe mode is off")
         if status.is_leading_in_any_way(view) or leader == view.name:
             raise Rejected(500, "Running as a leader")
+
+
+def _ttl_of(body: dict[str, Any]) -> int:
+    """How long the leader counts on the answer; 0 if it does not say, as Patroni does not."""
+    ttl_s = body.get("ttl", 0)
+    if not isinstance(ttl_s, int) or not 0 <= ttl_s <= TTL_MAX_S:
+        raise Rejected(400, f'"ttl" is not a number of seconds from 0 to {TTL_MAX_S}')
+    return ttl_s
 
 
 def basic_authorisation(username: str, password: str) -> bytes:

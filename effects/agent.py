@@ -14,16 +14,15 @@ from effects.board import Board, Published
 from effects.clock import now_ms, wall_time
 from effects.lanes import Lane, Lanes
 from effects.log import TransitionLog
+from effects.telling import lines
 from fsm import effects as do
 from fsm.effects import AnyEffect
 from fsm.entries import SnapshotEntry, encode, make_entry
-from fsm.events import AgentStarted, AnyEvent, AnyResult, Done, Failed, Identity, StopAsked, Ticked
+from fsm.events import AgentStarted, AnyEvent, AnyResult, Done, Identity, StopAsked, Ticked
 from fsm.machine import Decision, step
-from fsm.table import TABLE
 from fsm.view import View
 
 LOOP_LAG_WARNED_MS = 500
-RULES = {rule.id: rule for rule in TABLE}
 
 logging.getLogger("transitions").setLevel(logging.WARNING)  # it tells every callback at INFO
 
@@ -43,6 +42,7 @@ class Agent:
         self._wake_at_ms: int | None = None
         self._lanes: Lanes | None = None
         self._is_over = anyio.Event()
+        self._told_degraded: str | None = None
 
     def report(self, event: AnyEvent) -> None:
         """Take an event; never waits."""
@@ -96,12 +96,12 @@ class Agent:
     def _take(self, event: AnyEvent) -> None:
         if self._log.wants_segment:
             self._log.start_segment(encode(self._snapshot()))
-        decision = step(self._view, event)
+        before, decision = self._view, step(self._view, event)
         self._view = decision.view
         self._wake_at_ms = decision.wake_at_ms
         self._log.append(decision.view.seq, encode(make_entry(decision, event, boot=self._boot, wall=wall_time())))
         self._publish(decision, event)
-        self._tell(decision, event)
+        self._tell(before, decision, event)
         assert self._lanes is not None
         for effect_id in decision.cancelled:
             self._lanes.cancel(effect_id)
@@ -124,15 +124,13 @@ class Agent:
             )
         )
 
-    def _tell(self, decision: Decision, event: AnyEvent) -> None:
-        """The readable log: a line a move, and one a failure."""
-        if decision.rule is not None:
-            because = RULES[decision.rule].because
-            logger.info("%s %s -> %s: %s", decision.rule, decision.before, decision.after, because)
-        for issued in decision.effects:
-            logger.debug("%s: %s", issued.duty, type(issued.effect).__name__)
-        if isinstance(event, Failed) and event.kind not in ("cancelled", "expired"):
-            attempts = decision.view.attempts.get(event.duty)
-            count = attempts.failures if attempts else 1
-            if count in (1, 2, 3, 10) or count % 100 == 0:
-                logger.warning("%s failed (%s, attempt %d): %s", event.duty, event.kind, count, event.detail)
+    def _tell(self, before: View, decision: Decision, event: AnyEvent) -> None:
+        for level, line in lines(before, decision, event):
+            logger.log(level, "%s", line)
+        degraded = self._log.degraded
+        if degraded != self._told_degraded:
+            self._told_degraded = degraded
+            if degraded:
+                logger.warning("the log does not reach the disk: %s", degraded)
+            else:
+                logger.info("the log reaches the disk again")

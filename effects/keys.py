@@ -8,6 +8,7 @@ import re
 from effects.etcd import EtcdClient
 from effects.etcd_types import KeyValue, Transacted, absent, delete, mod_revision_is, put, value_is
 from effects.lanes import Lane, Report
+from effects.redaction import without_secrets
 from fsm import effects as do
 from fsm.events import AnyResult, Done, KeyWritten, LeaseHeld
 from fsm.facts import KeyChange
@@ -21,8 +22,9 @@ def prefix_of(namespace: str, scope: str) -> str:
 class ClusterKeys:
     """Performs the effects on one cluster's keys, as one member."""
 
-    def __init__(self, client: EtcdClient, prefix: str, name: str) -> None:
+    def __init__(self, client: EtcdClient, prefix: str, name: str, first_config: str) -> None:
         self._client, self._prefix, self._name = client, prefix, name
+        self._first_config = first_config
 
     def lanes(self, report: Report) -> list[Lane]:
         """Three lanes, so that no slow write stands before a renewal or the leader key."""
@@ -126,11 +128,11 @@ class ClusterKeys:
         key = self._key("config")
         written = await self._client.transact(
             [value_is(self._key("leader"), self._name), absent(key)],
-            [put(key, effect.text)],
+            [put(key, self._first_config)],
             timeout_ms=effect.timeout_ms,
             else_read=key,
         )
-        return self._written("config", written, effect.text, 0)
+        return self._written("config", written, self._first_config, 0)
 
     async def publish_member(self, effect: do.PublishMember) -> AnyResult:
         """The member key."""
@@ -175,13 +177,13 @@ class ClusterKeys:
     def _written(self, name: str, transacted: Transacted, value: str | None, lease_id: int) -> KeyWritten:
         """What the key is now: what was written, or what was found in its place."""
         written = KeyChange(key=name, value=value, mod_revision=transacted.revision, lease_id=lease_id)
-        now = written if transacted.applied else self._found(name, transacted.found)
+        now = without_secrets(written) if transacted.applied else self._found(name, transacted.found)
         return KeyWritten(applied=transacted.applied, revision=transacted.revision, now=now)
 
     def _found(self, name: str, found: KeyValue | None) -> KeyChange | None:
         if found is None or found.key != self._key(name):
             return None
-        return as_change(self._prefix, found)
+        return without_secrets(as_change(self._prefix, found))
 
 
 def as_change(prefix: str, found: KeyValue) -> KeyChange:

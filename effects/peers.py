@@ -49,7 +49,7 @@ class Peers:
         """Which members confirmed. Source: Patroni, POST /failsafe."""
         sent_at_ms = now_ms()
         accepted: list[str] = []
-        body = {"name": self._name, "conn_url": effect.conn_url, "api_url": effect.api_url}
+        body = {"name": self._name, "conn_url": effect.conn_url, "api_url": effect.api_url, "ttl": effect.ttl_s}
 
         async def one(name: str, url: str) -> None:
             try:
@@ -60,7 +60,7 @@ class Peers:
                 accepted.append(name)
 
         await self._all(effect.api_urls, one, effect.timeout_ms)
-        return FailsafeHeard(sent_at_ms=sent_at_ms, accepted=tuple(sorted(accepted)))
+        return FailsafeHeard(sent_at_ms=sent_at_ms, ttl_s=effect.ttl_s, accepted=tuple(sorted(accepted)))
 
     async def _all(self, urls: dict[str, str], ask: Any, timeout_ms: int) -> None:
         # A little less than the effect's own deadline, so that silent members do not cost the others' answers.

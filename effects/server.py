@@ -1,12 +1,14 @@
 """Performs the effects on this node's PostgreSQL server and its data directory."""
 
+import logging
 from collections.abc import Callable
 
 from effects.clock import wall_time
 from effects.clone import CloneProgress, clone
-from effects.errors import PostgresError
+from effects.errors import FenceUnavailable, PostgresError
 from effects.lanes import Lane, Report
 from effects.postgres import PostgresServer
+from effects.processes import kill_server
 from effects.rewind import RewindProgress, rewind
 from effects.server_settings import ServerSettings
 from effects.sources import FenceSource
@@ -15,6 +17,8 @@ from fsm import effects as do
 from fsm.events import AnyResult, DirectoryRead, Done, FenceArmed, HistoryRead, ServerStarted
 
 Parameters = Callable[[], dict[str, str]]
+logger = logging.getLogger(__name__)
+
 OnProgress = Callable[[CloneProgress | RewindProgress | None], None]
 
 
@@ -83,9 +87,14 @@ class Server:
         return Done()
 
     async def stop(self, effect: do.FenceServer | do.StopServer) -> AnyResult:
-        """No server: answers when its last process is gone."""
+        """No server: answers when its last process is gone. A fence that does not answer is done without."""
         try:
             await self._fence.link.stop(effect.mode, effect.kill_after_ms)
+        except FenceUnavailable as error:
+            logger.warning("%s: killing the server without it", error)
+            await kill_server(self._settings.data_dir)
+            self._fence.tell_gone()
+            return Done()
         except PostgresError:
             if (await self._fence.link.status()).pid is not None:
                 raise

@@ -1,7 +1,7 @@
 """Where events come from by themselves: the etcd watch, the server's probes, the fence's notices."""
 
 import contextlib
-import json
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +16,7 @@ from effects.fence_link import Exited, FenceLink, FenceNotice, Fired, Lost, Spaw
 from effects.keys import as_change
 from effects.lanes import Report
 from effects.probe import Prober
+from effects.redaction import without_secrets
 from fsm.events import (
     ClusterRead,
     EtcdLost,
@@ -33,7 +34,6 @@ READ_TIMEOUT_MS = 3_000
 RETRY_FIRST_S = 0.1
 RETRY_MOST_S = 2.0
 PROBE_TIMEOUT_MS = 2_500
-SECRET_WORDS = ("password", "secret", "passphrase")
 
 
 class EtcdSource:
@@ -42,6 +42,8 @@ class EtcdSource:
     def __init__(self, client: EtcdClient, prefix: str, report: Report, progress_every_ms: Callable[[], int]) -> None:
         self._client, self._prefix, self._report = client, prefix, report
         self._progress_every_ms = progress_every_ms
+        self.config: str | None = None
+        """The dynamic configuration as it stands in etcd, secrets and all; never in an event."""
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -50,7 +52,7 @@ class EtcdSource:
         while True:
             try:
                 read = await self._client.read_prefix(self._prefix, timeout_ms=READ_TIMEOUT_MS)
-                keys = tuple(_redacted(as_change(self._prefix, key)) for key in read.keys)
+                keys = tuple(self._heard(as_change(self._prefix, key)) for key in read.keys)
                 self._report(ClusterRead(at_ms=now_ms(), revision=read.revision, keys=keys))
                 pause_s, told = RETRY_FIRST_S, ""
                 await self._follow(read.revision)
@@ -69,8 +71,14 @@ class EtcdSource:
         async with contextlib.aclosing(self._client.watch(self._prefix, revision + 1)) as batches:
             async for batch in batches:
                 if batch.changes:
-                    changes = tuple(_redacted(self._as_fact(change)) for change in batch.changes)
+                    changes = tuple(self._heard(self._as_fact(change)) for change in batch.changes)
                     self._report(KeysChanged(at_ms=now_ms(), revision=batch.revision, changes=changes))
+
+    def _heard(self, change: KeyChange) -> KeyChange:
+        """The change as it may be logged; the configuration itself is kept for those who must write it."""
+        if change.key == "config":
+            self.config = change.value
+        return without_secrets(change)
 
     def _as_fact(self, change: WatchedChange) -> KeyChange:
         return KeyChange(
@@ -80,32 +88,6 @@ class EtcdSource:
             create_revision=change.create_revision,
             lease_id=change.lease_id,
         )
-
-
-def _redacted(change: KeyChange) -> KeyChange:
-    """The change without secrets: what is in an event is in the log."""
-    if change.key != "config" or not change.value or not any(word in change.value.lower() for word in SECRET_WORDS):
-        return change
-    try:
-        cleaned = json.dumps(_without_secrets(json.loads(change.value)), separators=(",", ":"))
-    except ValueError:
-        return change
-    return KeyChange(
-        key=change.key,
-        value=cleaned,
-        mod_revision=change.mod_revision,
-        create_revision=change.create_revision,
-        lease_id=change.lease_id,
-    )
-
-
-def _without_secrets(found: Any) -> Any:
-    if isinstance(found, dict):
-        return {
-            key: "***" if any(word in key.lower() for word in SECRET_WORDS) else _without_secrets(value)
-            for key, value in found.items()
-        }
-    return [_without_secrets(value) for value in found] if isinstance(found, list) else found
 
 
 class ProbeSource:
@@ -151,8 +133,9 @@ class ProbeSource:
 class FenceSource:
     """Keeps a connection to the fence, which it starts if there is none, and tells what the fence notices."""
 
-    def __init__(self, connect: Callable[[], Any], report: Report) -> None:
-        self._connect, self._report = connect, report
+    def __init__(self, connect: Callable[[], Any], find_postmaster: Callable[[], int | None], report: Report) -> None:
+        self._connect, self._find_postmaster, self._report = connect, find_postmaster, report
+        self._pid: int | None = None
         self._link: FenceLink | None = None
         self._gone = anyio.Event()
         self._is_server_running = False
@@ -193,22 +176,48 @@ class FenceSource:
                 tasks.cancel_scope.cancel()
                 return
             self._link = link
-            self._set_running(status.pid is not None)
-            self._report(FenceConnected(at_ms=now_ms(), pid=status.pid, armed_until_ms=status.armed_until_ms))
+            adopted = None if status.pid is not None else await self._adopt(link)
+            self._set_running(status.pid or adopted)
+            self._report(
+                FenceConnected(
+                    at_ms=now_ms(),
+                    pid=status.pid or adopted,
+                    armed_until_ms=status.armed_until_ms,
+                    is_adopted=adopted is not None or status.is_adopted,
+                )
+            )
             async for notice in link.notices():
                 self._take(notice)
             self._link = None
             tasks.cancel_scope.cancel()
 
+    async def _adopt(self, link: FenceLink) -> int | None:
+        """A server that runs although this fence did not start it: what an earlier fence left, or a person started."""
+        pid = self._find_postmaster()
+        if pid is None:
+            return None
+        try:
+            await link.adopt(pid, None)
+        except MatriarchError:
+            return None  # it was just ending
+        return pid
+
+    def tell_gone(self) -> None:
+        """Tell what the fence could not: that no process of its server is left."""
+        if self._pid is not None:
+            pid, at_ms = self._pid, now_ms()
+            self._set_running(None)
+            self._report(ServerExited(at_ms=at_ms, pid=pid, signal=signal.SIGKILL, exited_at_ms=at_ms))
+
     def _take(self, notice: FenceNotice) -> None:
         match notice:
             case Spawned():
-                self._set_running(True)
+                self._set_running(notice.pid)
                 self._report(ServerSpawned(at_ms=now_ms(), pid=notice.pid))
             case Fired():
                 self._fired_at_ms = notice.at_ms
             case Exited():
-                self._set_running(False)
+                self._set_running(None)
                 self._report(
                     ServerExited(
                         at_ms=now_ms(),
@@ -221,11 +230,11 @@ class FenceSource:
                 )
                 self._fired_at_ms = None
             case Lost():
-                self._set_running(False)
+                self._set_running(None)
                 self._report(FenceLost(at_ms=now_ms(), detail=notice.reason))
 
-    def _set_running(self, is_running: bool) -> None:
-        self._is_server_running = is_running
-        if not is_running:
+    def _set_running(self, pid: int | None) -> None:
+        self._pid, self._is_server_running = pid, pid is not None
+        if pid is None:
             self._gone.set()
             self._gone = anyio.Event()

@@ -9,6 +9,11 @@ from fsm.facts import Fact
 TRUE_WORDS = ("on", "true", "yes", "1")
 FALSE_WORDS = ("off", "false", "no", "0")
 
+MOST = 2**53
+"""No setting means more than this; JSON readers agree on whole numbers up to here."""
+
+TTL_MAX_S = 24 * 3600
+
 TTL_MIN_S = 3
 """etcd's default election timeout lets it grant 2 s at the least; one more leaves room for the fence's margin."""
 
@@ -51,7 +56,7 @@ def as_bool(value: object, default: bool) -> bool:
 def as_int(value: object, default: int, least: int) -> int:
     """A whole number of at least `least`, or the default if it is none."""
     try:
-        return max(least, int(str(value)))
+        return min(MOST, max(least, int(str(value))))
     except ValueError:
         return default
 
@@ -76,7 +81,7 @@ def parse_dynamic(text: str | None) -> Dynamic:
     stop_timeout = found.get("primary_stop_timeout", found.get("master_stop_timeout"))
     default = Dynamic()
     return Dynamic(
-        ttl_s=as_int(found.get("ttl"), default.ttl_s, TTL_MIN_S),
+        ttl_s=min(TTL_MAX_S, as_int(found.get("ttl"), default.ttl_s, TTL_MIN_S)),
         loop_wait_s=as_int(found.get("loop_wait"), default.loop_wait_s, 1),
         retry_timeout_s=as_int(found.get("retry_timeout"), default.retry_timeout_s, 1),
         maximum_lag_on_failover_bytes=as_int(

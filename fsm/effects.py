@@ -82,10 +82,9 @@ class WriteInitialize(Effect, frozen=True, kw_only=True):
 
 
 class WriteConfig(Effect, frozen=True, kw_only=True):
-    """Write the first dynamic configuration if there is none, as leader."""
+    """Write this node's own first dynamic configuration if there is none. It may hold secrets, so it is not in here."""
 
     resource: ClassVar[Resource] = "keys"
-    text: str
     valid_until_ms: int
 
 
@@ -260,6 +259,7 @@ class AskFailsafe(Effect, frozen=True, kw_only=True):
 
     resource: ClassVar[Resource] = "peers"
     api_urls: dict[str, str]
+    ttl_s: int
     conn_url: str
     api_url: str
 

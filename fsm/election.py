@@ -11,6 +11,12 @@ def other_members(view: View) -> dict[str, str]:
     return {m.name: m.api_url for m in view.members.values() if m.name != view.name and m.api_url}
 
 
+def everybody_else(view: View) -> dict[str, str]:
+    """As `other_members`, and those whose key has run out but who may lead without etcd (the `failsafe` key)."""
+    listed = {name: url for name, url in view.failsafe.items() if name != view.name and url}
+    return listed | other_members(view)
+
+
 def is_barred(view: View) -> bool:
     """True when this node's own tags forbid a failover to it."""
     return view.identity is not None and is_barred_by_tags(dict(view.identity.tags))
@@ -66,6 +72,8 @@ def stale_or_silent_peers(view: View) -> list[str]:
         heard = view.peers.get(name)
         if heard is None or heard.at_ms < view.state_since_ms or heard.report.probed_ago_ms > PEER_REPORT_FRESH_MS:
             waiting.append(name)
+    if view.peers_heard_at_ms < view.state_since_ms:
+        waiting.extend(name for name in everybody_else(view) if name not in waiting)  # must be asked, need not answer
     return waiting
 
 

@@ -27,7 +27,7 @@ class Identity(Fact, frozen=True, kw_only=True):
     conn_url: str
     tags: dict[str, str | int | float | bool | None] = field(default_factory=dict)
     first_config: str = "{}"
-    """The JSON that becomes `config` when this node initializes the cluster."""
+    """What `config` begins with when this node initializes the cluster; secrets hidden."""
     may_initialize: bool = True
     clone_on_rewind_failure: bool = True
     clone_on_divergence: bool = True
@@ -81,6 +81,8 @@ class FenceConnected(Event, frozen=True, kw_only=True):
 
     pid: int | None = None
     armed_until_ms: int | None = None
+    is_adopted: bool = False
+    """True for a server that the fence did not start but found running on the data directory."""
 
 
 class FenceLost(Event, frozen=True, kw_only=True):
@@ -144,6 +146,8 @@ class FailsafeAsked(Event, frozen=True, kw_only=True):
     """A leader that cannot reach etcd asked this node to confirm that it may go on."""
 
     leader: str
+    ttl_s: int = 0
+    """How long the leader counts on the answer; 0 if it does not say (Patroni)."""
     conn_url: str = ""
     api_url: str = ""
 
@@ -215,6 +219,8 @@ class FailsafeHeard(Result, frozen=True, kw_only=True):
     """Which members confirmed, and when the question had been sent."""
 
     sent_at_ms: int
+    ttl_s: int
+    """How long the members were asked to wait."""
     accepted: tuple[str, ...]
 
 

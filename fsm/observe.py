@@ -37,9 +37,18 @@ from fsm.events import (
     Unknown,
 )
 from fsm.facts import Key, KeyChange
+from fsm.publish import failsafe_addresses
 from fsm.timing import CRASH_FORGIVEN_AFTER_MS, UNANSWERED_GRACE_MS, writable_until_ms
 from fsm.view import Attempts, Fence, HeardPeer, LeaderHistory, Lease, Promise, Server, Underway, View
-from fsm.wire import FailoverRequest, parse_failover, parse_last_timeline, parse_member, parse_optime, parse_sync
+from fsm.wire import (
+    FailoverRequest,
+    parse_failover,
+    parse_failsafe,
+    parse_last_timeline,
+    parse_member,
+    parse_optime,
+    parse_sync,
+)
 
 MEMBERS = "members/"
 
@@ -84,6 +93,8 @@ def _stop_asked(view: View, event: StopAsked) -> View:
 
 
 def _cluster_read(view: View, event: ClusterRead) -> View:
+    if event.revision < view.etcd.revision:
+        view = _without_keys(view)  # etcd was wiped or restored: what it said before was said by another history
     etcd = replace(view.etcd, is_watched=True, revision=event.revision, lost_since_ms=None, detail="")
     gone = [
         KeyChange(key=name, value=None, mod_revision=event.revision)
@@ -94,6 +105,24 @@ def _cluster_read(view: View, event: ClusterRead) -> View:
     if view.leader is None and view.leader_free_since_ms is None:
         return replace(view, leader_free_since_ms=view.now_ms)
     return view
+
+
+def _without_keys(view: View) -> View:
+    """Forget all that etcd said, but not what this node knows by itself."""
+    fresh = View()
+    first = view.identity.first_config if view.identity else None
+    return replace(
+        view,
+        keys={},
+        members={},
+        dynamic=parse_dynamic(first),
+        failover=None,
+        sync=fresh.sync,
+        failsafe={},
+        optime_lsn=0,
+        last_timeline=0,
+        leader_free_since_ms=None,
+    )
 
 
 def _keys_changed(view: View, event: KeysChanged) -> View:
@@ -145,6 +174,8 @@ def _with_meaning(view: View, change: KeyChange) -> View:
             return replace(view, optime_lsn=parse_optime(change.value))
         case "sync":
             return replace(view, sync=parse_sync(change.value))
+        case "failsafe":
+            return replace(view, failsafe=parse_failsafe(change.value))
         case "history":
             return replace(view, last_timeline=parse_last_timeline(change.value))
         case _:
@@ -166,11 +197,12 @@ def _fence_connected(view: View, event: FenceConnected) -> View:
         return replace(view, fence=fence, server=Server(process="absent"))
     # An armed server may have been told to promote by the agent before this one.
     armed = event.armed_until_ms is not None
+    # One that somebody else started may be anything until it answers.
     server = Server(
         process="running",
         pid=event.pid,
         spawned_at_ms=event.at_ms,
-        may_be_primary=armed,
+        may_be_primary=armed or event.is_adopted,
         is_promotion_asked=armed,
     )
     return replace(view, fence=fence, server=server)
@@ -250,11 +282,14 @@ def _reinit_asked(view: View, event: ReinitAsked) -> View:
 
 
 def _failsafe_asked(view: View, event: FailsafeAsked) -> View:
-    """Promise not to stand, unless this node holds or is taking the key, or etcd names another leader."""
+    """Promise a member not to stand, unless this node holds or is taking the key, or etcd names another leader."""
+    if event.leader not in view.members and event.leader not in view.failsafe:
+        return view
     names_another = view.etcd.is_watched and view.leader not in (None, event.leader)
     if names_another or view.leader == view.name or "take-leader-key" in view.underway:
         return view
-    until_ms = event.at_ms + view.dynamic.ttl_s * 1000
+    # At least as long as the leader counts on, should it have heard of another ttl than this node.
+    until_ms = event.at_ms + max(event.ttl_s, view.dynamic.ttl_s) * 1000
     return replace(view, promise=Promise(leader=event.leader, until_ms=until_ms))
 
 
@@ -278,6 +313,8 @@ def _failed(view: View, event: Failed) -> View:
 
 def _after_failure(view: View, event: Failed) -> View:
     """What some failures tell beyond having failed."""
+    if event.duty == "disarm-fence":
+        return replace(view, fence=replace(view.fence, armed_until_ms=None))  # it may have been done all the same
     if event.kind == "lease_gone":
         return replace(view, lease=None, former_lease=None)
     if event.duty in CHANGES_DIRECTORY or (event.duty in STARTS and view.server.process == "absent"):
@@ -331,11 +368,18 @@ def _with_clone(view: View) -> View:
 
 
 def _lease_held(view: View, event: Succeeded, result: LeaseHeld) -> View:
-    known = view.lease
+    known, former = view.lease, view.former_lease
+    if former is not None and former.lease_id == result.lease_id:
+        newest_ms = max(former.sent_at_ms, result.sent_at_ms)
+        return replace(view, former_lease=replace(former, sent_at_ms=newest_ms))
     if known is None or known.lease_id != result.lease_id:
-        asked_ttl_s = result.asked_ttl_s or result.ttl_s
+        if event.duty != "grant-lease":
+            return view  # a late renewal of a lease that is long forgotten
         lease = Lease(
-            lease_id=result.lease_id, ttl_s=result.ttl_s, sent_at_ms=result.sent_at_ms, asked_ttl_s=asked_ttl_s
+            lease_id=result.lease_id,
+            ttl_s=result.ttl_s,
+            sent_at_ms=result.sent_at_ms,
+            asked_ttl_s=result.asked_ttl_s or result.ttl_s,
         )
         return replace(view, lease=lease, former_lease=known)
     if known.sent_at_ms >= result.sent_at_ms:
@@ -375,11 +419,10 @@ def _peers_heard(view: View, event: Succeeded, result: PeersHeard) -> View:
 
 
 def _failsafe_heard(view: View, event: Succeeded, result: FailsafeHeard) -> View:
-    """Every other member confirmed: the deadline moves as if the lease had been renewed when the question was sent."""
-    others = {name for name in view.members if name != view.name}
-    if not others <= set(result.accepted):
+    """Everybody who could be elected confirmed: as if the lease had been renewed when the question was sent."""
+    if not set(failsafe_addresses(view)) <= set(result.accepted):
         return view
-    until_ms = writable_until_ms(result.sent_at_ms, view.dynamic.ttl_s)
+    until_ms = writable_until_ms(result.sent_at_ms, result.ttl_s)
     return replace(view, failsafe_until_ms=max(view.failsafe_until_ms, until_ms))
 
 

@@ -3,10 +3,10 @@
 from typing import Literal
 
 from fsm import effects as do
-from fsm.election import other_members
+from fsm.election import everybody_else, other_members
 from fsm.facts import Upstream
 from fsm.guards import leader_to_follow, wanted_upstream
-from fsm.publish import failsafe_addresses, history_text, member_text, own_address, status_text
+from fsm.publish import failsafe_addresses, failsafe_text, history_text, member_text, own_address, status_text
 from fsm.timelines import known_history
 from fsm.timing import PEER_ANSWER_TIMEOUT_MS, renew_timeout_ms, writable_until_ms
 from fsm.view import View
@@ -64,10 +64,7 @@ def write_initialize(view: View) -> do.WriteInitialize:
 
 def write_config(view: View) -> do.WriteConfig:
     """The first dynamic configuration, from this node's own settings."""
-    assert view.identity is not None
-    return do.WriteConfig(
-        timeout_ms=KEYS_TIMEOUT_MS, text=view.identity.first_config, valid_until_ms=view.writable_until_ms
-    )
+    return do.WriteConfig(timeout_ms=KEYS_TIMEOUT_MS, valid_until_ms=view.writable_until_ms)
 
 
 def publish_member(view: View) -> do.PublishMember:
@@ -84,6 +81,11 @@ def publish_status(view: View) -> do.PublishAsLeader:
 def publish_history(view: View) -> do.PublishAsLeader:
     """The cluster's timelines, with the one that this promotion began."""
     return _as_leader(view, "history", history_text(view))
+
+
+def publish_failsafe(view: View) -> do.PublishAsLeader:
+    """Whom a leader without etcd must ask."""
+    return _as_leader(view, "failsafe", failsafe_text(view))
 
 
 def _as_leader(view: View, key: str, text: str) -> do.PublishAsLeader:
@@ -221,8 +223,8 @@ def prepare_cluster(view: View) -> do.PrepareCluster:
 
 
 def ask_peers(view: View) -> do.AskPeers:
-    """Where every other member stands."""
-    return do.AskPeers(timeout_ms=PEER_ANSWER_TIMEOUT_MS, api_urls=other_members(view))
+    """Where every other member stands, also one whose key has run out: it may lead on without etcd."""
+    return do.AskPeers(timeout_ms=PEER_ANSWER_TIMEOUT_MS, api_urls=everybody_else(view))
 
 
 def ask_successor(view: View) -> do.AskPeers:
@@ -238,6 +240,7 @@ def ask_failsafe(view: View) -> do.AskFailsafe:
     return do.AskFailsafe(
         timeout_ms=PEER_ANSWER_TIMEOUT_MS,
         api_urls=failsafe_addresses(view),
+        ttl_s=view.dynamic.ttl_s,
         conn_url=view.identity.conn_url,
         api_url=view.identity.api_url,
     )

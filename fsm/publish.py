@@ -157,6 +157,22 @@ def history_text(view: View) -> str:
     return compact(history_rows(view))
 
 
+def failsafe_members(view: View) -> dict[str, str]:
+    """Every member's API address, this node's included, in the order of names."""
+    own = {view.name: view.identity.api_url} if view.identity else {}
+    return dict(sorted((own | {m.name: m.api_url for m in view.members.values()}).items()))
+
+
+def failsafe_text(view: View) -> str:
+    """The value of the `failsafe` key as it should be."""
+    return compact(failsafe_members(view))
+
+
+def is_failsafe_outdated(view: View) -> bool:
+    """True when the `failsafe` key does not list exactly the members there are."""
+    return view.dynamic.failsafe_mode and view.failsafe != failsafe_members(view)
+
+
 def failsafe_addresses(view: View) -> dict[str, str]:
-    """Every other member's API address: each must confirm."""
-    return {m.name: m.api_url for m in view.members.values() if m.name != view.name}
+    """Every other member that could be elected: those listed in etcd, and those that were to be listed next."""
+    return {name: url for name, url in (failsafe_members(view) | view.failsafe).items() if name != view.name}

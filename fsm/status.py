@@ -12,6 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from fsm.dynamic import as_bool
+from fsm.events import FailsafeAsked
 from fsm.facts import Probe
 from fsm.guards import handover_targets, is_leader_key_named_for_us, is_primary_running
 from fsm.publish import postgres_role, postgres_state
@@ -468,12 +469,11 @@ def is_leading_in_any_way(view: View) -> bool:
     return is_leader_key_named_for_us(view) or view.state is State.LEADER or is_primary_running(view)
 
 
-def has_promised(view: View, leader: str, asked_at_ms: int) -> bool:
+def has_promised(view: View, asked: FailsafeAsked) -> bool:
     """True when this node promised a leader to let it go on for a whole ttl from when it asked.
 
     An older promise, though it still holds, is not enough: the leader counts on a ttl from its present question.
     """
     promise = view.promise
-    return (
-        promise is not None and promise.leader == leader and promise.until_ms >= asked_at_ms + view.dynamic.ttl_s * 1000
-    )
+    until_ms = asked.at_ms + max(asked.ttl_s, view.dynamic.ttl_s) * 1000
+    return promise is not None and promise.leader == asked.leader and promise.until_ms >= until_ms

@@ -30,8 +30,10 @@ def has_stopped_server_diverged(directory: DataDirectory, history: TimelineHisto
     - crashed, nobody can say how far its WAL went beyond its last checkpoint: it counts as diverged, and pg_rewind,
       which recovers it first, finds out whether there is anything to rewind.
     """
-    if not was_primary(directory) or directory.timeline == history.timeline:
+    if not was_primary(directory):
         return False
+    if directory.timeline == history.timeline:
+        return True  # both wrote a timeline of this number: one of them began it behind the other's back
     switch_lsn = switchpoint_lsn(history, directory.timeline)
     if switch_lsn is None or directory.control_state != "shut down":
         return True

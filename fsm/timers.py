@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from fsm.states import State
 from fsm.table import DUTIES, Duty
 from fsm.timing import (
+    FENCE_SILENT_MS,
     HANDOVER_CATCH_UP_MS,
     NAMED_SUCCESSOR_WAIT_MS,
     OUTRANKED_FOR_MS,
@@ -65,6 +66,8 @@ def _server_instants(view: View) -> Iterator[int]:
         down_since_ms = max(server.exited_at_ms or server.spawned_at_ms, view.state_since_ms)
         yield down_since_ms + max(view.dynamic.primary_start_timeout_s * 1000, 1)
         yield view.achieved.get("promote", 0) + PROMOTE_AGAIN_MS
+        yield server.spawned_at_ms + FENCE_SILENT_MS
+        yield view.fence.armed_until_ms or 0
 
 
 def _effect_instants(view: View) -> Iterator[int]:

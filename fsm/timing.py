@@ -35,6 +35,9 @@ FAILED_STARTS_MAX = 3
 """A server that ends this often without having served for a minute in between is not started as primary again here:
 a crash loop is a failure even if each single start is quick."""
 
+FENCE_SILENT_MS = 3_000
+"""How long a server may run for writing before the fence has confirmed a deadline; it answers in a millisecond."""
+
 PROMOTE_AGAIN_MS = 10_000
 """After this long without an end of recovery a promotion is asked for once more, in case the request was lost."""
 

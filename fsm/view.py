@@ -126,6 +126,8 @@ class View(Fact, frozen=True, kw_only=True):
     failover: FailoverRequest | None = None
     failover_seen_at_ms: int = 0
     sync: SyncKey = SyncKey()
+    failsafe: dict[str, str] = field(default_factory=dict)
+    """The `failsafe` key: the members that a leader without etcd must ask, and the only ones that may be elected."""
     optime_lsn: int = 0
     last_timeline: int = 0
 

@@ -134,6 +134,11 @@ def parse_sync(text: str | None) -> SyncKey:
     )
 
 
+def parse_failsafe(text: str | None) -> dict[str, str]:
+    """Who may be elected while the leader may be going on without etcd: API addresses by name; empty if unknown."""
+    return {str(name): _text(url) for name, url in json_object(text).items()}
+
+
 def parse_optime(text: str | None) -> int:
     """The leader's last published position from the `status` key, 0 if unknown."""
     return _whole(json_object(text).get("optime"))

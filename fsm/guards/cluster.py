@@ -22,8 +22,8 @@ def may_initialize(view: View) -> bool:
 
 
 def has_data_of_this_cluster(view: View) -> bool:
-    """This node's data belong to the cluster that etcd knows, or to the one it is initializing."""
-    return bool(view.system_id) and (view.initialize == view.system_id or is_initialize_claim_ours(view))
+    """This node's data belong to the cluster that etcd knows, or to one whose identity is yet to be written."""
+    return bool(view.system_id) and view.initialize in (view.system_id, "")
 
 
 def has_data_of_another_cluster(view: View) -> bool:

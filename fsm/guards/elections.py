@@ -8,15 +8,23 @@ from fsm.view import View
 
 
 def is_able_to_stand(view: View) -> bool:
-    """Tags, timeline, synchronous mode and lag allow this node to be promoted, and its standby runs."""
+    """Tags, timeline, failsafe list, synchronous mode and lag allow this node to be promoted, and its standby runs."""
     return (
         is_standby_running(view)
         and not election.is_barred(view)
         and has_data_of_this_cluster(view)
         and is_on_the_newest_timeline(view)
+        and is_listed_for_failsafe(view)
         and election.is_synchronous_enough(view)
         and election.lag_bytes(view) <= view.dynamic.maximum_lag_on_failover_bytes
     )
+
+
+def is_listed_for_failsafe(view: View) -> bool:
+    """A leader that goes on without etcd would ask this node, or failsafe is off, or an operator named this node."""
+    if not view.dynamic.failsafe_mode or not view.failsafe or is_named_successor(view):
+        return True
+    return view.name in view.failsafe
 
 
 def is_on_the_newest_timeline(view: View) -> bool:

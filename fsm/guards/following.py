@@ -14,7 +14,7 @@ from fsm.wire import Member
 def has_diverged(view: View) -> bool:
     """This node's WAL went another way than the leader's."""
     history = known_history(view)
-    if history is None or not is_leader_key_held_by_another(view):
+    if history is None or not is_leader_key_held_by_another(view) or not has_data_of_this_cluster(view):
         return False
     if view.server.probe is not None and view.server.probe.in_recovery:
         return has_running_standby_diverged(view.server.probe.timeline, view.server.probe.position_lsn, history)
@@ -29,9 +29,15 @@ def is_in_need_of_rewind(view: View) -> bool:
     return has_diverged(view) or is_rewind_unfinished(view)
 
 
+def is_on_the_leaders_timeline(view: View) -> bool:
+    """The stopped former primary here and the present leader wrote the same timeline: pg_rewind sees no difference."""
+    history = known_history(view)
+    return history is not None and was_primary(view.directory) and view.timeline == history.timeline
+
+
 def is_rewind_possible(view: View) -> bool:
     """pg_rewind is allowed, and data checksums or wal_log_hints make it possible."""
-    if not view.dynamic.use_pg_rewind:
+    if not view.dynamic.use_pg_rewind or is_on_the_leaders_timeline(view):
         return False
     # A running server shows neither here; the agent itself keeps wal_log_hints on.
     return view.directory is None or view.directory.data_checksums or view.directory.wal_log_hints
@@ -45,7 +51,8 @@ def is_rewind_impossible(view: View) -> bool:
 def has_rewind_failed_for_good(view: View) -> bool:
     """pg_rewind failed as often as it is tried."""
     attempts = view.attempts.get("rewind")
-    return attempts is not None and attempts.failures >= REWIND_ATTEMPTS_MAX
+    # A source that does not answer (kind "sql") says nothing about the data here: it is tried for as long as it takes.
+    return attempts is not None and attempts.failures >= REWIND_ATTEMPTS_MAX and attempts.kind == "program"
 
 
 def may_clone_after_failed_rewind(view: View) -> bool:

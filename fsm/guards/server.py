@@ -1,6 +1,6 @@
 """Guards about the server's process, and the fence that holds it."""
 
-from fsm.timing import PROMOTE_AGAIN_MS
+from fsm.timing import FENCE_SILENT_MS, PROMOTE_AGAIN_MS
 from fsm.view import View
 
 
@@ -61,6 +61,14 @@ def is_fence_armed(view: View) -> bool:
 def is_fence_deadline_outdated(view: View) -> bool:
     """The fence has another deadline than the one that this node's lease or failsafe gives."""
     return view.server.process == "running" and view.fence.armed_until_ms != view.writable_until_ms
+
+
+def is_fence_silent(view: View) -> bool:
+    """The deadline that the fence last confirmed has passed, or none was, and the server still runs for writing."""
+    if not may_a_primary_be_running(view):
+        return False
+    confirmed_ms = view.fence.armed_until_ms
+    return view.now_ms >= (view.server.spawned_at_ms + FENCE_SILENT_MS if confirmed_ms is None else confirmed_ms)
 
 
 def has_needless_fence_deadline(view: View) -> bool:

@@ -4,8 +4,20 @@ from msgspec.structs import replace
 
 from fsm import effects as do
 from fsm import events as ev
+from fsm.facts import KeyChange
 from tests.fsm.test_scenarios import diverged, running_primary
-from tests.fsm.world import EMPTY, HALF_REWOUND, MIB, STANDBY, Postgres, World, forked, is_following, replica_of
+from tests.fsm.world import (
+    EMPTY,
+    HALF_REWOUND,
+    MIB,
+    STANDBY,
+    Postgres,
+    World,
+    forked,
+    is_following,
+    leader_with_standbys,
+    replica_of,
+)
 
 
 def test_rewind_is_tried_again_when_an_earlier_divergence_ended_in_a_base_backup() -> None:
@@ -107,3 +119,97 @@ def test_base_backup_is_started_when_the_leader_changed_meanwhile() -> None:
     world.lead("n3", timeline=2)
     world.held.clear()
     world.until(is_following)
+
+
+def test_leader_without_etcd_asks_a_listed_member_whose_key_has_run_out() -> None:
+    """Who is listed may be elected as soon as it is back, so its silence is no consent."""
+    world = leader_with_standbys("n2", "n3")
+    world.until(lambda w: set(w.view.failsafe) == {"n1", "n2", "n3"})
+    world.failing["publish-failsafe"] = "unavailable"
+    world.delete("members/n3")
+    world.confirming = {"n2"}
+    world.lose_etcd()
+    world.until_state("replica")
+    assert world.rules[-1] == "L4"
+
+
+def test_node_does_not_stand_when_it_is_not_listed_for_failsafe() -> None:
+    """A leader that goes on without etcd would not ask this node."""
+    world = replica_of("n2", "n3")
+    world.put("failsafe", '{"n2":"http://n2:8008/patroni","n3":"http://n3:8008/patroni"}')
+    world.delete("members/n2")
+    world.delete("leader")
+    world.wait(120_000)
+    assert "R1" not in world.rules
+
+
+def test_promise_lasts_as_long_as_the_leader_counts_on_when_this_node_knows_a_shorter_ttl() -> None:
+    """The leader that asks may not have heard of the new ttl."""
+    world = replica_of("n2", first_config='{"ttl":5}')
+    world.feed(ev.FailsafeAsked(at_ms=world.now_ms, leader="n2", ttl_s=20))
+    assert world.view.promise is not None
+    assert world.view.promise.until_ms == world.now_ms + 20_000
+
+
+def test_node_promises_nothing_when_a_stranger_asks() -> None:
+    """Only a member can be a leader that may go on."""
+    world = replica_of("n2")
+    world.feed(ev.FailsafeAsked(at_ms=world.now_ms, leader="stranger"))
+    assert world.view.promise is None
+
+
+def test_keys_are_forgotten_when_etcd_comes_back_with_an_older_history() -> None:
+    """A wiped or restored etcd counts its revisions anew; what it said before is worth nothing."""
+    world = replica_of("n2")
+    before = world.view.etcd.revision
+    change = KeyChange(key="leader", value="n3", mod_revision=2)
+    world.feed(ev.ClusterRead(at_ms=world.now_ms, revision=3, keys=(change,)))
+    assert before > 3
+    assert world.view.leader == "n3"
+    assert world.view.initialize is None
+    assert world.view.members == {}
+
+
+def test_former_primary_is_cloned_when_it_wrote_the_leaders_timeline() -> None:
+    """Two servers that each began timeline 2 share its number and nothing else; pg_rewind would see no difference."""
+    directory = replace(STANDBY, control_state="shut down", timeline=2)
+    world = World(directory=directory, history=forked(2, 5 * MIB)).initialized()
+    world.lead("n2", timeline=2)
+    world.boot()
+    world.until(is_following)
+    assert not world.orders(do.Rewind)
+    assert world.orders(do.Clone)
+
+
+def test_lease_is_not_mixed_up_when_a_renewal_of_the_former_one_comes_late() -> None:
+    """While the key is moved to a new lease, a late renewal belongs to the old one."""
+    world = leader_with_standbys("n2")
+    former = world.view.lease
+    assert former is not None
+    world.held.add("retake-leader-key")
+    world.put("config", '{"ttl":10}')
+    world.until(lambda w: w.view.lease is not None and w.view.lease.lease_id != former.lease_id)
+    present = world.view.lease
+    late = ev.LeaseHeld(lease_id=former.lease_id, ttl_s=former.ttl_s, sent_at_ms=world.now_ms)
+    world.feed(ev.Succeeded(at_ms=world.now_ms, effect_id=1, duty="renew-lease", result=late))
+    assert world.view.lease == present
+    assert world.view.former_lease is not None
+    assert world.view.former_lease.sent_at_ms == late.sent_at_ms
+    assert world.view.state == "leader"
+
+
+def test_node_may_stand_when_another_claims_the_cluster_whose_data_it_has() -> None:
+    """After etcd was wiped whoever claims first need not be the one with the most WAL."""
+    world = replica_of("n2", "n3")
+    world.put("initialize", "")
+    world.delete("leader")
+    world.until(lambda w: "C1" in w.rules)
+
+
+def test_rewind_is_tried_on_when_its_source_does_not_answer() -> None:
+    """A source that cannot be reached says nothing about the data here: they are not replaced for that."""
+    world = diverged()
+    world.failing["rewind"] = "sql"
+    world.wait(120_000)
+    assert world.view.state == "rewinding"
+    assert not world.orders(do.ClearDataDirectory)

@@ -683,6 +683,16 @@ def test_unreadable_directory_is_replaced_when_an_operator_asks() -> None:
     assert world.orders(do.Clone)
 
 
+def test_leader_steps_down_when_its_fence_confirms_no_deadline() -> None:
+    """A frozen fence would not end the server: the agent does so itself, while the key is still its own."""
+    world = leader_with_standbys("n2")
+    world.held.add("arm-fence")  # nobody answers
+    world.armed_until_ms = None  # and nobody will end the server
+    world.until_state("replica", within_ms=60_000)
+    assert world.rules[-1] == "L6"
+    assert world.view.now_ms < world.view.leadership_until_ms
+
+
 def test_every_rule_is_fired_when_all_stories_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """No row of the table is without a story that needs it. Stories of known faults count as far as they go."""
     fired: set[str] = set()

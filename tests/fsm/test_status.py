@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from fsm import status
 from fsm.dynamic import Dynamic
+from fsm.events import FailsafeAsked
 from fsm.facts import Key
 from fsm.states import State
 from fsm.status import ANY, AskedSwitchover, Wish
@@ -400,10 +401,10 @@ def test_reinit_meets_an_obstacle_when_there_is_no_leader_to_copy_or_it_runs() -
 def test_promise_counts_when_it_lasts_a_whole_ttl_from_the_question() -> None:
     """An older promise that still holds is too short for the leader that asks now."""
     view = standby_view(promise=Promise(leader="n1", until_ms=NOW_MS + TTL_S * 1000))
-    assert status.has_promised(view, "n1", NOW_MS)
-    assert not status.has_promised(view, "n1", NOW_MS + 1)
-    assert not status.has_promised(view, "n3", NOW_MS)
-    assert not status.has_promised(standby_view(), "n1", NOW_MS)
+    assert status.has_promised(view, FailsafeAsked(at_ms=NOW_MS, leader="n1"))
+    assert not status.has_promised(view, FailsafeAsked(at_ms=NOW_MS + 1, leader="n1"))
+    assert not status.has_promised(view, FailsafeAsked(at_ms=NOW_MS, leader="n3"))
+    assert not status.has_promised(standby_view(), FailsafeAsked(at_ms=NOW_MS, leader="n1"))
 
 
 def test_failsafe_members_are_told_when_the_mode_is_on() -> None:

@@ -354,7 +354,7 @@ def natural_result(view: View, kind: str, duty: str, drawn: Any) -> Any:
             leader=view.leader or "n2", history=TimelineHistory(timeline=1, system_id=SYSTEM_ID)
         ),
         ev.PeersHeard: ev.PeersHeard(reports=()),
-        ev.FailsafeHeard: ev.FailsafeHeard(sent_at_ms=sent_at_ms, accepted=("n2", "n3")),
+        ev.FailsafeHeard: ev.FailsafeHeard(sent_at_ms=sent_at_ms, ttl_s=30, accepted=("n2", "n3")),
     }
     return plainest[expected]
 

@@ -393,7 +393,9 @@ class World:
             case do.WriteInitialize():
                 return self._written(held == self.name, "initialize", effect.system_id)
             case do.WriteConfig():
-                return self._written("config" not in self.keys, "config", effect.text)
+                return self._written(
+                    "config" not in self.keys, "config", self.view.identity.first_config if self.view.identity else "{}"
+                )
             case do.PublishMember():
                 return self._written(True, f"members/{self.name}", effect.text, effect.lease_id)
             case do.PublishAsLeader():
@@ -445,7 +447,9 @@ class World:
         if isinstance(effect, do.AskPeers):
             return ev.PeersHeard(reports=tuple(r for n, r in self.reports.items() if n in effect.api_urls))
         if isinstance(effect, do.AskFailsafe):
-            return ev.FailsafeHeard(sent_at_ms=self.now_ms - 1, accepted=tuple(sorted(self.confirming)))
+            return ev.FailsafeHeard(
+                sent_at_ms=self.now_ms - 1, ttl_s=effect.ttl_s, accepted=tuple(sorted(self.confirming))
+            )
         return ev.HistoryRead(leader=effect.upstream.name, history=self.history, wall="2026-01-01T00:00:00Z")
 
     def _perform_directory(

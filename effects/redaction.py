@@ -1,0 +1,42 @@
+"""Takes secrets out of what goes into an event: what is in an event is in the log, and the log is served.
+
+Only the `config` key may hold any: PostgreSQL parameters such as a passphrase, or a command with a key in its words.
+"""
+
+from typing import Any
+
+import msgspec
+
+from fsm.facts import KeyChange
+from fsm.wire import compact
+
+SECRET_WORDS = ("password", "secret", "passphrase", "token", "_command", "credential", "conninfo")
+HIDDEN = "***"
+
+
+def without_secrets(change: KeyChange) -> KeyChange:
+    """The change as it may be logged."""
+    if change.key != "config" or not change.value:
+        return change
+    return msgspec.structs.replace(change, value=redacted_config(change.value))
+
+
+def redacted_config(text: str) -> str:
+    """A dynamic configuration with every value hidden whose name says that it is, or may hold, a secret."""
+    if not any(word in text.lower() for word in SECRET_WORDS):
+        return text
+    try:
+        return compact(_cleaned(msgspec.json.decode(text)))
+    except msgspec.DecodeError:
+        return "{}"  # nobody can say what is in it
+
+
+def _cleaned(found: Any) -> Any:
+    if isinstance(found, dict):
+        return {key: HIDDEN if _is_secret(key, value) else _cleaned(value) for key, value in found.items()}
+    return [_cleaned(value) for value in found] if isinstance(found, list) else found
+
+
+def _is_secret(name: str, value: Any) -> bool:
+    is_text = not isinstance(value, dict | list | bool)
+    return is_text and any(word in name.lower() for word in SECRET_WORDS)
