@@ -35,6 +35,7 @@ from effects.settings_values import (
     url,
     whole,
 )
+from fsm.dynamic import TTL_MIN_S
 
 
 class Row(Struct, frozen=True):
@@ -78,7 +79,7 @@ USERS = ("superuser", "replication", "rewind")
 
 # What the dynamic configuration knows, and its type. Its meaning and its limits are decided elsewhere.
 _DYNAMIC: dict[str, Reader] = {
-    "ttl": duration_s(1),
+    "ttl": duration_s(TTL_MIN_S),
     "loop_wait": duration_s(1),
     "retry_timeout": duration_s(1),
     "maximum_lag_on_failover": size_bytes(),

@@ -11,8 +11,21 @@ from api.cli.lines import COLOURS, columns, is_worth_showing
 from api.cli.options import config_option, json_option, log_directories
 from effects.log_reader import read_log, segments_of
 from fsm.entries import Entry, decode_entry
+from fsm.events import AnyEvent
+from fsm.states import State
+from fsm.table import TABLE
 
 FOLLOW_PAUSE_S = 0.3
+EVENTS = sorted(event.__name__ for event in AnyEvent.__args__)
+RULES = {rule.id for rule in TABLE}
+
+
+def known_rules(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    """The rules asked for. Raises: click.BadParameter for one that the table does not have."""
+    unknown = set((value or "").split(",")) - RULES - {""}
+    if unknown:
+        raise click.BadParameter(f"no rule {', '.join(sorted(unknown))}; there are {', '.join(sorted(RULES))}")
+    return value
 
 
 class Filters(msgspec.Struct, frozen=True):
@@ -39,11 +52,11 @@ class Filters(msgspec.Struct, frozen=True):
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 @config_option
 @click.option("-f", "--follow", is_flag=True, help="Go on as entries come.")
-@click.option("-n", "--last", type=int, default=0, help="Only the last N of what would be shown.")
+@click.option("-n", "--last", type=click.IntRange(min=0), default=0, help="Only the last N of what would be shown.")
 @click.option("--after", type=int, default=0, help="Only entries above this sequence number.")
-@click.option("--rule", help="Only moves by these rules, such as R1,C1,L1.")
-@click.option("--state", help="Only entries that left the node in this state.")
-@click.option("--event", help="Only entries of this event, such as ServerExited.")
+@click.option("--rule", callback=known_rules, help="Only moves by these rules, such as R1,C1,L1.")
+@click.option("--state", type=click.Choice(list(State)), help="Only entries that left the node in this state.")
+@click.option("--event", type=click.Choice(EVENTS), help="Only entries of this event.")
 @click.option("-a", "--all", "everything", is_flag=True, help="Also looks and ticks that led to nothing.")
 @json_option
 def log(

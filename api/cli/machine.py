@@ -26,6 +26,6 @@ def fsm(shape: str, output: Path | None, state: str | None, as_json: bool) -> No
     """Draw the states, rules and duties from the table that decides."""
     text = DRAWERS["json" if as_json else shape](State(state) if state else None)
     if output is None:
-        click.echo(text)
+        click.echo(text.rstrip("\n"))
     else:
-        output.write_text(text + "\n")
+        output.write_text(text.rstrip("\n") + "\n")

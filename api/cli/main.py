@@ -3,6 +3,7 @@
 Exit statuses: 0 it held, 1 it did not, 2 bad usage or settings.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -77,6 +78,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()  # the reader went away, as `head` does
         sys.exit(0)
+    except OSError as error:
+        _tell([f"{error.filename}: {error.strerror}" if error.filename else str(error)])
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("MATRIARCH_TRACEBACK"):
+            raise
+        _tell([f"a fault of Matriarch's own: {type(error).__name__}: {error}; MATRIARCH_TRACEBACK=1 shows where"])
+        sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from effects.errors import ConfigError
+from effects.log_reader import SEGMENT_PATTERN, segments_of
 
 config_option = click.option(
     "-c",
@@ -27,7 +28,7 @@ def log_directories(paths: tuple[Path, ...], config: Path | None) -> list[Path]:
         missing = [f"{path}: no such file or directory" for path in paths if not path.exists()]
         if missing:
             raise ConfigError(missing)
-        return [_inside(path) for path in paths]
+        return [log for path in paths for log in _logs_in(path)]
     from effects.settings import load
 
     found = load(config, os.environ).state_dir / "log"
@@ -36,6 +37,14 @@ def log_directories(paths: tuple[Path, ...], config: Path | None) -> list[Path]:
     return [found]
 
 
-def _inside(path: Path) -> Path:
-    """A node's own directory stands for the log in it."""
-    return path / "log" if (path / "log").is_dir() else path
+def _logs_in(path: Path) -> list[Path]:
+    """The logs that a path stands for: a segment, a directory of them, or one somewhere above them.
+
+    Raises: ConfigError when there is none.
+    """
+    if path.is_file() or segments_of(path):
+        return [path]
+    found = sorted({segment.parent for segment in path.rglob(SEGMENT_PATTERN)})
+    if not found:
+        raise ConfigError([f"{path}: no log segments ({SEGMENT_PATTERN}) in it or below it"])
+    return found

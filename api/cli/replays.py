@@ -37,13 +37,16 @@ def _replay_one(path: Path, *, quiet: bool) -> Verdict:
     began_ms = now_ms()
     with click.progressbar(length=_bytes(path), label=f"replaying {path.name}", hidden=quiet) as bar:
         done = 0
-        for line in read_log([path]):
+        reading = read_log([path])
+        for line in reading:
             if run.take(line.kind, line.body, line.missing) is not None:
                 break
             done += len(line.body)
             if run.verdict.entries % PROGRESS_EVERY == 0:
                 bar.update(done)
                 done = 0
+    for torn in reading.torn:
+        click.echo(f"{torn.path}:{torn.line_number}: {torn.torn_bytes} bytes of an unfinished line, left out", err=True)
     if not quiet:
         seconds = max(0.001, (now_ms() - began_ms) / 1000)
         click.echo(
