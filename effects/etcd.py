@@ -189,7 +189,7 @@ class EtcdClient:
         raise _combined(failures)
 
     def expect_progress(self, every_ms: int) -> None:
-        """From the next watch on, ask for a sign of life this often, and take two and a half times that for frozen."""
+        """Ask watches for a sign of life this often from their next batch on, and take 2.5 times that for frozen."""
         self._progress_every_ms, self._silence_max_ms = every_ms, every_ms * 5 // 2
 
     async def watch(self, prefix: str, from_revision: int) -> AsyncGenerator[WatchBatch, None]:
@@ -211,6 +211,7 @@ class EtcdClient:
                 await stream.open(prefix, from_revision)
                 while True:
                     yield await stream.next_batch()
+                    stream.expect_progress(self._progress_every_ms, self._silence_max_ms)
             finally:
                 await stream.aclose()
         except TokenFault as error:

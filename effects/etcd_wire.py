@@ -362,6 +362,10 @@ class WatchStream:
         self._reading: asyncio.Task[Any] | None = None
         self._delivered = 0
 
+    def expect_progress(self, every_ms: int, silence_max_ms: int) -> None:
+        """From now on ask for a sign of life this often, and take the endpoint for frozen after that long a silence."""
+        self._progress_every_ms, self._silence_max_ms = every_ms, silence_max_ms
+
     async def open(self, prefix: str, from_revision: int) -> None:
         """Asks for the changes from a revision on. Raises: EtcdUnavailable, EtcdRefused."""
         self._delivered = max(from_revision - 1, 0)

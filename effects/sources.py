@@ -73,6 +73,7 @@ class EtcdSource:
                 if batch.changes:
                     changes = tuple(self._heard(self._as_fact(change)) for change in batch.changes)
                     self._report(KeysChanged(at_ms=now_ms(), revision=batch.revision, changes=changes))
+                self._client.expect_progress(self._progress_every_ms())  # the ttl may have changed
 
     def _heard(self, change: KeyChange) -> KeyChange:
         """The change as it may be logged; the configuration itself is kept for those who must write it."""

@@ -33,6 +33,8 @@ class _Client(asyncio.Protocol):
         head, found, body = self._received.partition(b"\r\n\r\n")
         if not found or len(body) < _content_length(head):
             return
+        if not head.startswith(b"HTTP/1.1 200 "):
+            raise SystemExit(f"not 200: {head[:60]!r}")
         self._received = b""
         now = time.perf_counter()
         self._spans_ms.append((now - self._sent_at) * 1000)
