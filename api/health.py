@@ -10,6 +10,8 @@ from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import parse_qsl
 
+from msgspec import to_builtins
+
 from api.answers import encode_json
 from effects.board import Board, Published
 from effects.clock import wall_time
@@ -172,6 +174,7 @@ class HealthChecks:
             standing,
             dcs_last_seen_s=_unix_time_s(status.etcd_seen_at_ms(published.view), now_ms),
             is_log_degraded=published.is_log_degraded,
+            progress=to_builtins(published.progress),
         )
         return encode_json(fields).removesuffix(b"}}")
 

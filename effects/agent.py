@@ -9,8 +9,9 @@ from collections import deque
 import anyio
 import anyio.lowlevel
 from anyio.abc import TaskStatus
+from msgspec.structs import replace
 
-from effects.board import Board, Published
+from effects.board import Board, Progress, Published
 from effects.clock import now_ms, wall_time
 from effects.lanes import Lane, Lanes
 from effects.log import TransitionLog
@@ -23,6 +24,7 @@ from fsm.machine import Decision, step
 from fsm.view import View
 
 LOOP_LAG_WARNED_MS = 500
+PROGRESS_TOLD_EVERY_MS = 5_000
 
 logging.getLogger("transitions").setLevel(logging.WARNING)  # it tells every callback at INFO
 
@@ -43,6 +45,8 @@ class Agent:
         self._lanes: Lanes | None = None
         self._is_over = anyio.Event()
         self._told_degraded: str | None = None
+        self._progress: Progress | None = None
+        self._progress_told_ms = 0
 
     def report(self, event: AnyEvent) -> None:
         """Take an event; never waits."""
@@ -63,6 +67,18 @@ class Agent:
             task_status.started()
             await self._is_over.wait()
             tasks.cancel_scope.cancel()
+
+    def note_progress(self, progress: Progress | None) -> None:
+        """Show how far a clone or a rewind is; on the console every few seconds. None: it has ended."""
+        self._progress = progress
+        self.board.publish(replace(self.board.current, progress=progress))
+        if (
+            progress is not None
+            and progress.bytes_total
+            and now_ms() - self._progress_told_ms >= PROGRESS_TOLD_EVERY_MS
+        ):
+            self._progress_told_ms = now_ms()
+            logger.info("%s: %d of about %d bytes", progress.work, progress.bytes_done, progress.bytes_total)
 
     def stop(self) -> None:
         """Ask the agent to end in good order."""
@@ -121,6 +137,7 @@ class Agent:
                 probe_every_ms=decision.probe_every_ms,
                 is_log_degraded=self._log.degraded is not None,
                 loop_lag_ms=lag_ms,
+                progress=self._progress,
             )
         )
 

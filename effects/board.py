@@ -6,6 +6,14 @@ from msgspec import Struct
 from fsm.view import View
 
 
+class Progress(Struct, frozen=True, kw_only=True):
+    """How far long work on the data directory is. `bytes_total` is an estimate, 0 while there is none."""
+
+    work: str
+    bytes_done: int
+    bytes_total: int
+
+
 class Published(Struct, frozen=True, kw_only=True):
     """What a reader sees: what the node knows, and how often its server should be looked at."""
 
@@ -13,6 +21,8 @@ class Published(Struct, frozen=True, kw_only=True):
     probe_every_ms: int | None = None
     is_log_degraded: bool = False
     loop_lag_ms: int = 0
+    progress: Progress | None = None
+    """What a base backup or pg_rewind under way has done; None while there is none. It decides nothing."""
 
 
 class Board:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 
+from effects.board import Progress
 from effects.clock import wall_time
 from effects.clone import CloneProgress, clone
 from effects.errors import FenceUnavailable, PostgresError
@@ -19,7 +20,7 @@ from fsm.events import AnyResult, DirectoryRead, Done, FenceArmed, HistoryRead, 
 Parameters = Callable[[], dict[str, str]]
 logger = logging.getLogger(__name__)
 
-OnProgress = Callable[[CloneProgress | RewindProgress | None], None]
+OnProgress = Callable[[Progress | None], None]
 
 
 class Server:
@@ -141,7 +142,7 @@ class Server:
     async def clone(self, effect: do.Clone) -> AnyResult:
         """A base backup of the upstream."""
         try:
-            await clone(self._settings, effect.upstream, self._on_progress, timeout_ms=effect.timeout_ms)
+            await clone(self._settings, effect.upstream, self._cloned, timeout_ms=effect.timeout_ms)
         finally:
             self._on_progress(None)
         return Done()
@@ -153,13 +154,19 @@ class Server:
                 self._settings,
                 effect.upstream,
                 effect.timeline,
-                self._on_progress,
+                self._rewound,
                 parameters=self._parameters(),
                 timeout_ms=effect.timeout_ms,
             )
         finally:
             self._on_progress(None)
         return Done()
+
+    def _cloned(self, so_far: CloneProgress) -> None:
+        self._on_progress(Progress(work="base backup", bytes_done=so_far.bytes_done, bytes_total=so_far.bytes_total))
+
+    def _rewound(self, so_far: RewindProgress) -> None:
+        self._on_progress(Progress(work="pg_rewind", bytes_done=so_far.bytes_done, bytes_total=so_far.bytes_total))
 
     # ---- SQL --------------------------------------------------------------------------------------------------------
 

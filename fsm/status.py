@@ -220,6 +220,7 @@ def status_fields(
     *,
     dcs_last_seen_s: int = 0,
     is_log_degraded: bool = False,
+    progress: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """This node's status in Patroni's order of keys, with a `matriarch` object at its end.
 
@@ -228,6 +229,7 @@ def status_fields(
         standing: what of it holds at the instant of the question.
         dcs_last_seen_s: when etcd was last heard, as a Unix time.
         is_log_degraded: whether entries of the log do not reach the disk at present.
+        progress: how far a base backup or pg_rewind under way is.
 
     Source: Patroni, GET /patroni.
     """
@@ -245,7 +247,7 @@ def status_fields(
         "database_system_identifier": view.system_id or None,
         "pending_restart": bool(probe and probe.pending_restart) or None,
         "patroni": _software(view),
-        "matriarch": _ours(view, is_log_degraded),
+        "matriarch": _ours(view, is_log_degraded, progress),
     }
     return {key: value for key, value in fields.items() if value is not None}
 
@@ -295,12 +297,13 @@ def _software(view: View) -> dict[str, str]:
     return {"version": PATRONI_VERSION, "scope": view.identity.scope if view.identity else "", "name": view.name}
 
 
-def _ours(view: View, is_log_degraded: bool) -> dict[str, Any]:
+def _ours(view: View, is_log_degraded: bool, progress: dict[str, Any] | None) -> dict[str, Any]:
     fields = {
         "state": view.state.value,
         "rule": view.last_rule,
         "seq": view.seq,
         "log_degraded": is_log_degraded or None,
+        "progress": progress,
     }
     return {key: value for key, value in fields.items() if value is not None}
 
