@@ -185,12 +185,11 @@ async def _run_agent(agent: Agent, settings: Settings, run_as: RunAs | None, etc
     )
     first_config = first_config_of(settings)
     source = EtcdSource(etcd, prefix, agent.report, partial(_watch_progress, agent))
-    server = Server(
-        server_settings,
-        fence,
-        lambda: dict(parse_dynamic(source.config or first_config).parameters),
-        agent.note_progress,
-    )
+
+    def parameters() -> dict[str, str]:
+        return dict(parse_dynamic(source.config or first_config).parameters)
+
+    server = Server(server_settings, fence, parameters, agent.note_progress)
     prober = Prober(server_settings)
     lanes = [
         *ClusterKeys(etcd, prefix, settings.name, first_config).lanes(agent.report),
