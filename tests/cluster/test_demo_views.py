@@ -96,7 +96,8 @@ def test_screen_shows_every_member_the_ttl_and_the_keys() -> None:
     text = shown(screen(PICTURE, chosen="n2", message="done", how_to_connect="psql here", height=40))
     for part in ("n1", "leader", "0/3000500", "3.2 s", "1 kB", "agent frozen", "ttl 5 s", "psql here", "[q]uit", "▶2"):
         assert part in text
-    assert "http://127.0.0.1:2/patroni" in text
+    assert "n2 http://127.0.0.1:2" in text
+    assert "/patroni" in text
 
 
 def test_screen_fits_when_the_log_is_long() -> None:

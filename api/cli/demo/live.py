@@ -122,18 +122,26 @@ class LiveView:
 
     def _crash(self) -> None:
         if self._chosen:
+            had_any = bool(self._cluster.node(self._chosen).leftovers())
             self._cluster.node(self._chosen).crash()
-            self._message = f"{self._chosen}: agent, fence and server were killed (kill -9)"
+            done = (
+                "agent, fence and server were killed (kill -9)" if had_any else "nothing of it runs; b brings it back"
+            )
+            self._message = f"{self._chosen}: {done}"
 
     def _freeze(self) -> None:
         if self._chosen:
-            self._cluster.node(self._chosen).freeze()
-            self._message = f"{self._chosen}: the agent is frozen (SIGSTOP); its fence holds the server to the lease"
+            node = self._cluster.node(self._chosen)
+            node.freeze()
+            frozen = "the agent is frozen (SIGSTOP); its fence holds the server to the lease"
+            self._message = f"{self._chosen}: {frozen if node.agent_pid else 'no agent runs that could be frozen'}"
 
     def _bring_back(self) -> None:
         if self._chosen:
-            self._cluster.node(self._chosen).bring_back()
-            self._message = f"{self._chosen}: brought back"
+            node = self._cluster.node(self._chosen)
+            was_up = node.agent_pid is not None and not node.is_frozen
+            node.bring_back()
+            self._message = f"{self._chosen}: {'its agent runs already' if was_up else 'brought back'}"
 
     def _switch_over(self) -> None:
         primary = self._watcher.picture.primary

@@ -101,10 +101,9 @@ def entry_text(entry: Entry) -> Text:
 def address_lines(picture: ClusterPicture, how_to_connect: str) -> RenderableType:
     """Where the APIs listen, and how to get a psql."""
     table = Table.grid(padding=(0, 2, 0, 0))
-    for member in picture.members:
-        paths = ("/patroni", "/cluster", "/log", "/fsm?format=svg")
-        table.add_row(Text(member.name), *(Text(member.api_url + path, style="dim") for path in paths))
-    return Group(table, Text(how_to_connect, style="dim", no_wrap=True, overflow="ellipsis"))
+    table.add_row(*(Text(f"{member.name} {member.api_url}") for member in picture.members))
+    paths = Text("each answers /primary /patroni /cluster /log /fsm?format=svg", style="dim")
+    return Group(table, paths, Text(how_to_connect, style="dim", no_wrap=True, overflow="ellipsis"))
 
 
 def headline(picture: ClusterPicture) -> str:
@@ -117,6 +116,9 @@ def headline(picture: ClusterPicture) -> str:
         what = f"{primary.name} is the primary; not (yet) with it: {waiting or 'two primaries?'}"
     elif all(not member.timeline for member in picture.members):
         what = "the cluster is being made: initdb, then two clones"
+    elif former := next((m for m in picture.members if m.process != "up" and m.state == "leader"), None):
+        may_write = "its server may write until its fence ends it, within the ttl"
+        what = f"{former.name} is {former.process}; {may_write if former.process == 'frozen' else 'its lease runs out'}"
     else:
         what = "no primary"
     return f"{what} · ttl {picture.ttl_s} s"
