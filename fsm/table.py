@@ -102,6 +102,10 @@ TABLE: tuple[Rule, ...] = (
          (g.is_leader_key_free, g.is_unpaused, g.is_staying, g.has_lease, g.has_promised_nothing,
           g.is_able_to_stand, g.is_first_choice_open, g.is_unrivalled),
          "nobody leads and this node may"),
+    Rule("R6", REPLICA, CANDIDATE,
+         (g.is_leader_key_ours, g.has_time_left, g.is_staying, g.is_server_absent, g.is_fit_to_restart_as_primary,
+          g.is_successor_overdue),
+         "the handover failed: the successor does not hold the last WAL, and this node still has the key"),
     # ---- candidate: find out whether to lead ----------------------------------------------------------------------
     Rule("C1", CANDIDATE, LEADER,
          (g.is_leader_key_ours, g.has_time_left),

@@ -20,7 +20,7 @@ NAMED_SUCCESSOR_WAIT_MS = 3_000
 """How long the others leave a free key to the member that a switchover named."""
 
 HANDOVER_CATCH_UP_MS = 2_000
-"""How long a stopped former primary waits for its successor to hold the last WAL before it releases the key anyway."""
+"""How long a stopped former primary waits for its successor to hold the last WAL before it leads again itself."""
 
 PROBE_IDLE_MS = 1_000
 PROBE_SOON_MS = 50

@@ -103,6 +103,7 @@ from fsm.guards.leading import (
     is_handover_unprepared,
     is_handover_wanted,
     is_own_history_unread,
+    is_successor_overdue,
     is_successor_question_due,
     is_successor_ready,
 )
@@ -215,6 +216,7 @@ __all__ = [
     "is_standing_in_vain",
     "is_staying",
     "is_stopping",
+    "is_successor_overdue",
     "is_successor_question_due",
     "is_successor_ready",
     "is_switchover_unwritten",

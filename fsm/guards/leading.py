@@ -52,17 +52,23 @@ def handover_targets(view: View) -> list[str]:
 
 
 def is_successor_ready(view: View) -> bool:
-    """Nobody is to be waited for before the key is released, or the successor holds all WAL, or has had its time."""
+    """Nobody is to be waited for before the key is released, or the named successor holds all WAL."""
     request, exited_at_ms = view.failover, view.server.exited_at_ms
     if request is None or request.candidate in (None, view.name) or exited_at_ms is None:
-        return True
-    if view.now_ms - exited_at_ms >= HANDOVER_CATCH_UP_MS:
         return True
     if view.directory is None or not was_primary(view.directory):
         return view.directory is not None
     heard = view.peers.get(request.candidate)
-    is_heard_since = heard is not None and heard.at_ms >= exited_at_ms
-    return heard is not None and is_heard_since and heard.report.position_lsn > view.directory.checkpoint_lsn
+    if heard is None or heard.at_ms < exited_at_ms:
+        return False
+    return heard.report.position_lsn > view.directory.checkpoint_lsn
+
+
+def is_successor_overdue(view: View) -> bool:
+    """The named successor has had its time since the server stopped, and still does not hold all WAL."""
+    exited_at_ms = view.server.exited_at_ms
+    is_overdue = exited_at_ms is not None and view.now_ms - exited_at_ms >= HANDOVER_CATCH_UP_MS
+    return is_overdue and not is_successor_ready(view)
 
 
 def is_successor_question_due(view: View) -> bool:

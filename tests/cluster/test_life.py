@@ -253,3 +253,19 @@ async def test_nodes_start_again_when_all_were_killed_at_once() -> None:
         await real.settled()
         with primary_connection(real.cluster.plan) as connection:
             assert connection.execute("SELECT system_identifier FROM pg_control_system()").fetchone() == row
+
+
+async def test_leader_leads_again_when_its_successor_is_silent() -> None:
+    """A switchover to a node whose agent is frozen ends where it began, with nothing lost."""
+    async with cluster() as (real, monitor):
+        leader = real.primary
+        successor = next(node for node in real.cluster.nodes if node.name != leader)
+        successor.freeze()
+        async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE_S) as http:
+            wanted = {"leader": leader, "candidate": successor.name}
+            answer = await http.post(f"{real.leader.plan.api_url}/switchover", json=wanted)
+        assert answer.status_code == 503, answer.text
+        await until(partial(monitor.has_seen_writes, leader, since_ms=now_ms()))
+        successor.bring_back()
+        await real.settled()
+        assert real.primary == leader

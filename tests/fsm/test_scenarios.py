@@ -651,14 +651,17 @@ def test_node_stops_when_etcd_does_not_answer() -> None:
     assert world.server is None
 
 
-def test_nobody_follows_a_silent_successor_for_long_when_it_cannot_catch_up() -> None:
-    """The key of a stopped former primary is released after its successor's time even if that says nothing."""
+def test_former_leader_leads_again_when_its_successor_does_not_catch_up() -> None:
+    """Who stopped for a handover has all WAL and still the key: it does not give it to a node that misses some."""
     world = leader_with_standbys("n2")
     world.feed(ev.SwitchoverAsked(at_ms=world.now_ms, leader="n1", candidate="n2"))
     world.until_state("replica")
     stopped_ms = world.now_ms
-    world.until(lambda w: "leader" not in w.keys, within_ms=2 * HANDOVER_CATCH_UP_MS)
+    world.until(is_settled_leader, within_ms=2 * HANDOVER_CATCH_UP_MS)
     assert world.now_ms - stopped_ms <= HANDOVER_CATCH_UP_MS + 500
+    assert world.rules[-3:] == ["L2", "R6", "C1"]
+    world.until(lambda w: w.view.failover is None, within_ms=5_000)
+    assert world.view.state == "leader"
 
 
 # ---- all of it -------------------------------------------------------------------------------------------------------
