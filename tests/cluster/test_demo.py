@@ -113,7 +113,7 @@ def test_demo_takes_its_cluster_up_again_when_its_directory_is_kept() -> None:
         keep = directory / "kept"
         for _ in range(2):
             with Demo(directory, "--keep", str(keep), "--postgres", "16") as demo:
-                demo.until_told("primary, leader, running")
+                demo.until_told(SETTLED)
                 wait_until(lambda: system_identifier(keep) != "", demo)
                 found.append(system_identifier(keep))
                 plans.append((keep / "demo.json").read_text())
