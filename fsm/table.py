@@ -163,6 +163,9 @@ TABLE: tuple[Rule, ...] = (
     Rule("W3", REWINDING, REPLICA,
          (g.is_rewind_not_begun, g.is_rewind_source_lost),
          "the leader that it diverged from is gone, and the directory was not touched"),
+    Rule("W5", REWINDING, BOOTSTRAPPING,
+         (g.has_no_cluster_here,),
+         "there is nothing left to rewind"),
     # ---- reinit ---------------------------------------------------------------------------------------------------
     Rule("I1", REINIT, REPLICA,
          (g.has_cloned, g.is_standby_running),

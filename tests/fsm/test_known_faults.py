@@ -5,24 +5,12 @@ A story that is reported as XPASS belongs into test_mended_faults.py, without it
 
 import pytest
 
-from fsm import effects as do
-from tests.fsm.test_scenarios import diverged
-from tests.fsm.world import EMPTY, SYSTEM_ID, World, is_following, is_settled_leader, leader_with_standbys, replica_of
+from tests.fsm.world import SYSTEM_ID, World, is_following, is_settled_leader, leader_with_standbys, replica_of
 
 
 def fault(reason: str) -> pytest.MarkDecorator:
     """Marks a story that fails today."""
     return pytest.mark.xfail(strict=True, reason=reason)
-
-
-@fault("W3 asks for a lost leader, W2 for failures, W4 for an operator: an empty directory in rewinding waits for ever")
-def test_node_begins_anew_when_its_directory_is_gone_while_rewinding() -> None:
-    """An empty directory needs no rewind but a base backup."""
-    world = diverged()
-    world.failing["rewind"] = "program"
-    world.until(lambda w: len(w.orders(do.Rewind)) == 1)
-    world.directory = EMPTY
-    world.until(is_following)
 
 
 @fault("write-initialize asks for a claim of this node, and claim-initialize is no duty of leader")

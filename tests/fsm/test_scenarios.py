@@ -696,6 +696,15 @@ def test_leader_steps_down_when_its_fence_confirms_no_deadline() -> None:
     assert world.view.now_ms < world.view.leadership_until_ms
 
 
+def test_node_begins_anew_when_its_directory_is_gone_while_rewinding() -> None:
+    """An empty directory needs no rewind but a base backup."""
+    world = diverged()
+    world.failing["rewind"] = "program"
+    world.until(lambda w: len(w.orders(do.Rewind)) == 1)
+    world.directory = EMPTY
+    world.until(is_following)
+
+
 def test_every_rule_is_fired_when_all_stories_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """No row of the table is without a story that needs it. Stories of known faults count as far as they go."""
     fired: set[str] = set()
