@@ -73,7 +73,3 @@ class LogCorrupt(MatriarchError):
 
 class LogUnavailable(MatriarchError):
     """The disk under the transition log refuses, is full or was taken away."""
-
-
-class ReplayDiverged(MatriarchError):
-    """Deciding a recorded input again gave another decision than the one recorded."""

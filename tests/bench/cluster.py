@@ -84,15 +84,14 @@ class Bench:
         """kill -9 of a replica's postmaster, until it streams again."""
         name = next(node.name for node in self.cluster.nodes if node.name != self.real.primary)
         node = self.cluster.node(name)
-        before = processes.server_of(node.data_dir)
         fault_ms = now_ms()
         node.crash_server()
-        await anyio.to_thread.run_sync(self._until_streaming, name, before[0])
+        await anyio.to_thread.run_sync(self._until_streaming, name)
         span = now_ms() - fault_ms
         await self.real.settled()
         return span
 
-    def _until_streaming(self, name: str, not_pid: int) -> None:
+    def _until_streaming(self, name: str) -> None:
         since = "AND application_name = %s AND backend_start > %s"
         sql = f"SELECT 1 FROM pg_stat_replication WHERE state = 'streaming' {since}"
         with primary_connection(self.cluster.plan) as connection:
