@@ -25,15 +25,26 @@ class Dynamic(Fact, frozen=True, kw_only=True):
     loop_wait_s: int = 10
     retry_timeout_s: int = 10
     maximum_lag_on_failover_bytes: int = 1_048_576
+    maximum_lag_on_syncnode_bytes: int = -1
+    """How far a standby may be behind and still be synchronous; 0 and less: however far."""
+    max_timelines_history: int = 0
+    """How many rows the `history` key keeps; 0: all."""
     primary_start_timeout_s: int = 300
     primary_stop_timeout_s: int = 0
     synchronous_mode: Literal["off", "on", "quorum"] = "off"
+    synchronous_mode_strict: bool = False
+    """True: no commit returns before a standby has it, even while there is none."""
+    synchronous_node_count: int = 1
+    """How many standbys a commit waits for."""
     failsafe_mode: bool = True
     """On unless set off: without etcd the present leader goes on as long as every member confirms it (Patroni: off)."""
     check_timeline: bool = True
     pause: bool = False
     use_pg_rewind: bool = True
     parameters: dict[str, str] = msgspec.field(default_factory=dict)
+    pg_hba: tuple[str, ...] = ()
+    """The lines of pg_hba.conf; empty: nothing is said about them."""
+    pg_ident: tuple[str, ...] = ()
 
 
 def _mapping(text: str | None) -> dict[str, Any]:
@@ -74,9 +85,7 @@ def parse_dynamic(text: str | None) -> Dynamic:
         text: the JSON of `config`, or None while the key is absent.
     """
     found = _mapping(text)
-    postgresql = found.get("postgresql")
-    postgresql = postgresql if isinstance(postgresql, dict) else {}
-    parameters = postgresql.get("parameters")
+    postgresql = _section(found, "postgresql")
     start_timeout = found.get("primary_start_timeout", found.get("master_start_timeout"))
     stop_timeout = found.get("primary_stop_timeout", found.get("master_stop_timeout"))
     default = Dynamic()
@@ -89,13 +98,33 @@ def parse_dynamic(text: str | None) -> Dynamic:
         ),
         primary_start_timeout_s=as_int(start_timeout, default.primary_start_timeout_s, 0),
         primary_stop_timeout_s=as_int(stop_timeout, default.primary_stop_timeout_s, 0),
+        maximum_lag_on_syncnode_bytes=as_int(
+            found.get("maximum_lag_on_syncnode"), default.maximum_lag_on_syncnode_bytes, -1
+        ),
+        max_timelines_history=as_int(found.get("max_timelines_history"), default.max_timelines_history, 0),
         synchronous_mode=_synchronous_mode(found.get("synchronous_mode")),
+        synchronous_mode_strict=as_bool(found.get("synchronous_mode_strict"), default.synchronous_mode_strict),
+        synchronous_node_count=as_int(found.get("synchronous_node_count"), default.synchronous_node_count, 1),
         failsafe_mode=as_bool(found.get("failsafe_mode"), default.failsafe_mode),
         check_timeline=as_bool(found.get("check_timeline"), default.check_timeline),
         pause=as_bool(found.get("pause"), default.pause),
         use_pg_rewind=as_bool(postgresql.get("use_pg_rewind"), default.use_pg_rewind),
-        parameters={str(k): _setting(v) for k, v in parameters.items()} if isinstance(parameters, dict) else {},
+        parameters={
+            name: _setting(value) for name, value in _section(postgresql, "parameters").items() if value is not None
+        },
+        pg_hba=_lines(postgresql.get("pg_hba")),
+        pg_ident=_lines(postgresql.get("pg_ident")),
     )
+
+
+def _section(found: dict[str, Any], name: str) -> dict[str, Any]:
+    section = found.get(name)
+    return section if isinstance(section, dict) else {}
+
+
+def _lines(value: object) -> tuple[str, ...]:
+    """The lines of a file, given as a list; anything else says nothing."""
+    return tuple(str(line) for line in value) if isinstance(value, list) else ()
 
 
 def _setting(value: object) -> str:
