@@ -1,16 +1,20 @@
-"""A real three-node cluster for tests and benchmarks: the demo's, from empty directories, ended with the block."""
+"""A real cluster for tests and benchmarks: the demo's, varied, from empty directories, ended with the block."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
+from typing import Any, TypedDict, Unpack
 
 import anyio
 import anyio.to_thread
+import msgspec
 import psycopg
 
 from api.cli.demo.cluster import DemoCluster, DemoNode
+from api.cli.demo.picture import ClusterPicture
+from api.cli.demo.plan import overlaid
 from api.cli.demo.watcher import Watcher
-from api.cli.demo.workspace import open_workspace
+from api.cli.demo.workspace import Workspace, open_workspace
 from api.cli.demo.writer import connection_options
 from effects.clock import now_ms
 from effects.errors import MatriarchError
@@ -19,6 +23,23 @@ from fsm.entries import Entry, decode_entry
 
 SETTLED_TIMEOUT_S = 60
 STREAMING = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
+
+
+class Wanted(TypedDict, total=False):
+    """How a cluster differs from the demo's."""
+
+    etcd_members: int
+    """How many members etcd has; 1."""
+    size: int
+    """How many of the nodes n1, n2, n3 there are; 3."""
+    dynamic: Mapping[str, Any]
+    """Dynamic configuration (`bootstrap.dcs`), laid over the demo's: `{"synchronous_mode": "on", "ttl": 5}`."""
+    nodes: Mapping[str, Mapping[str, Any]]
+    """Settings by node, laid over its patroni.yml: `{"n2": {"tags": {"nofailover": True}}}`; "*" is every node."""
+    idle: Collection[str]
+    """Nodes that are not started; `real.cluster.node(name).start()` does it later."""
+    hosts: Callable[[tuple[str, ...]], list[str]]
+    """Makes `etcd3.hosts` of the members' endpoints; the endpoints themselves."""
 
 
 class RealCluster:
@@ -34,10 +55,13 @@ class RealCluster:
         assert found is not None
         return found.name
 
-    async def settled(self) -> None:
-        """Return when one leads and the others stream on its timeline."""
+    async def settled(self, *, but: Collection[str] = ()) -> None:
+        """Return when one leads and the others stream on its timeline.
+
+        but: the names of nodes that are not looked at, because they are meant to be down.
+        """
         with anyio.fail_after(SETTLED_TIMEOUT_S):
-            while not (await self.watcher.look()).is_settled:  # noqa: ASYNC110 - other processes
+            while not _is_settled(await self.watcher.look(), but):  # noqa: ASYNC110 - other processes
                 await anyio.sleep(0.05)
 
     @property
@@ -55,21 +79,30 @@ class RealCluster:
         ]
 
 
+def _is_settled(picture: ClusterPicture, but: Collection[str]) -> bool:
+    members = tuple(member for member in picture.members if member.name not in but)
+    return msgspec.structs.replace(picture, members=members).is_settled
+
+
 @asynccontextmanager
-async def running_cluster() -> AsyncIterator[tuple[RealCluster, float]]:
-    """A cluster from empty directories, and how long it took until all three streamed, etcd's own start left out."""
+async def running_cluster(**wanted: Unpack[Wanted]) -> AsyncIterator[tuple[RealCluster, float]]:
+    """A cluster from empty directories, and how long it took until all streamed, etcd's own start left out.
+
+    wanted: how it differs from the demo's; see `Wanted`.
+    """
+    idle = wanted.get("idle", ())
     workspace = await anyio.to_thread.run_sync(open_workspace, None)
     try:
         await anyio.to_thread.run_sync(workspace.find_postgres, None)
-        cluster = DemoCluster(workspace)
+        cluster = _prepared(workspace, wanted)
         try:
             async with Watcher(cluster) as watcher:
-                await cluster.start()
+                await cluster.start(but=idle)
                 began_ms = now_ms()
-                await anyio.to_thread.run_sync(_until_both_stream, cluster)
+                await anyio.to_thread.run_sync(_until_all_stream, cluster, len(cluster.nodes) - len(idle) - 1)
                 took_ms = now_ms() - began_ms
                 real = RealCluster(cluster, watcher)
-                await real.settled()
+                await real.settled(but=idle)
                 yield real, took_ms
         finally:
             with anyio.CancelScope(shield=True):
@@ -79,17 +112,30 @@ async def running_cluster() -> AsyncIterator[tuple[RealCluster, float]]:
             await anyio.to_thread.run_sync(workspace.close)
 
 
-def _until_both_stream(cluster: DemoCluster) -> None:
-    """Return when the primary feeds two standbys. Asks it directly: the agents' pictures may be a second old."""
+def _prepared(workspace: Workspace, wanted: Wanted) -> DemoCluster:
+    """The cluster as it is wanted, not yet started."""
+    nodes = workspace.plan.nodes[: wanted.get("size", len(workspace.plan.nodes))]
+    workspace.plan = msgspec.structs.replace(workspace.plan, nodes=nodes)
+    cluster = DemoCluster(workspace, etcd_members=wanted.get("etcd_members", 1))
+    hosts = wanted.get("hosts", list)(cluster.etcd_cluster.endpoints)
+    settings = wanted.get("nodes", {})
+    for node in cluster.nodes:
+        common = {"etcd3": {"hosts": hosts}, "bootstrap": {"dcs": wanted.get("dynamic", {})}}
+        node.overlay = overlaid(overlaid(common, settings.get("*", {})), settings.get(node.name, {}))
+    return cluster
+
+
+def _until_all_stream(cluster: DemoCluster, standbys: int) -> None:
+    """Return when the primary feeds its standbys. Asks it directly: the agents' pictures may be a second old."""
     options = connection_options(cluster.plan, session="read-write")
     deadline_ms = now_ms() + SETTLED_TIMEOUT_S * 1000
     while now_ms() < deadline_ms:
         try:
             with psycopg.connect(**options) as connection:
                 while now_ms() < deadline_ms:
-                    if connection.execute(STREAMING).fetchone() == (2,):
+                    if connection.execute(STREAMING).fetchone() == (standbys,):
                         return
                     time.sleep(0.01)
         except psycopg.Error:
             time.sleep(0.02)
-    raise MatriarchError(f"no three streaming nodes within {SETTLED_TIMEOUT_S} s")
+    raise MatriarchError(f"no {standbys + 1} streaming nodes within {SETTLED_TIMEOUT_S} s")

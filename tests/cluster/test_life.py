@@ -6,134 +6,24 @@ at once, and each node's log decides the same again.
 
 import os
 import signal
-import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from functools import partial
 
-import anyio
-import anyio.to_thread
 import httpx
-import psycopg
 import pytest
 
 from api.cli.demo import processes
-from api.cli.demo.cluster import DemoNode
 from api.cli.demo.servers import primary_connection
-from api.cli.demo.writer import connection_options
 from effects.clock import now_ms
 from effects.etcd import EtcdClient
 from effects.etcd_types import delete, put
-from effects.log_reader import read_log
-from fsm.replay import Replay
-from tests.cluster.harness import RealCluster, running_cluster
+from tests.cluster.witnesses import PATIENCE_S, until, until_led_by_another, watched_cluster
 
 pytestmark = [pytest.mark.anyio, pytest.mark.servers]
-
-PATIENCE_S = 60
-TRY_WRITE = "INSERT INTO monitor (at_ms) VALUES (%s)"
-
-
-class Monitor:
-    """Tries a write on each server every few milliseconds, and remembers when each took one."""
-
-    def __init__(self, real: RealCluster) -> None:
-        self._real = real
-        self._is_over = threading.Event()
-        self.accepted: dict[str, list[tuple[int, int]]] = {node.name: [] for node in real.cluster.nodes}
-        self._threads = [threading.Thread(target=self._watch, args=(node,)) for node in real.cluster.nodes]
-
-    def __enter__(self) -> "Monitor":
-        with primary_connection(self._real.cluster.plan) as connection:
-            connection.execute("CREATE TABLE IF NOT EXISTS monitor (at_ms bigint)")
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._is_over.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _watch(self, node: DemoNode) -> None:
-        plan = self._real.cluster.plan
-        options = connection_options(plan, session="any") | {"host": "127.0.0.1", "port": str(node.plan.postgres_port)}
-        options["options"] = "-c synchronous_commit=local -c statement_timeout=1000"
-        while not self._is_over.is_set():
-            try:
-                with psycopg.connect(**options) as connection:
-                    while not self._is_over.is_set():
-                        began_ms = now_ms()
-                        connection.execute(TRY_WRITE, (began_ms,))
-                        self.accepted[node.name].append((began_ms, now_ms()))
-                        self._is_over.wait(0.01)
-            except psycopg.Error:
-                self._is_over.wait(0.02)
-
-    def has_seen_writes(self, name: str, *, since_ms: int) -> bool:
-        """True once the server took a write that began at or after an instant."""
-        taken = self.accepted[name]
-        return bool(taken) and taken[-1][0] >= since_ms
-
-    def overlaps(self) -> list[str]:
-        """Pairs of servers that each took a write while the other was between two of its own."""
-        spans = {name: (taken[0][0], taken[-1][1]) for name, taken in self._reigns().items() if taken}
-        names = sorted(spans)
-        return [
-            f"{one} {spans[one]} and {other} {spans[other]}"
-            for i, one in enumerate(names)
-            for other in names[i + 1 :]
-            if spans[one][0] < spans[other][1] and spans[other][0] < spans[one][1]
-        ]
-
-    def _reigns(self) -> dict[str, list[tuple[int, int]]]:
-        """Each server's writes, cut into reigns wherever another server took one in between."""
-        everything = sorted((began, ended, name) for name, taken in self.accepted.items() for began, ended in taken)
-        reigns: dict[str, list[tuple[int, int]]] = {}
-        current, count = "", 0
-        for began, ended, name in everything:
-            if name != current:
-                current, count = name, count + 1
-            reigns.setdefault(f"{name}#{count}", []).append((began, ended))
-        return reigns
-
-
-@asynccontextmanager
-async def cluster() -> AsyncIterator[tuple[RealCluster, Monitor]]:
-    """A running cluster under the monitor; at the end both promises are checked."""
-    async with running_cluster() as (real, _):
-        with Monitor(real) as monitor:
-            yield real, monitor
-        assert monitor.overlaps() == []
-        for node in real.cluster.nodes:
-            await anyio.to_thread.run_sync(check_replay, node)
-
-
-def check_replay(node: DemoNode) -> None:
-    """The node's log decides the same again."""
-    run = Replay()
-    for line in read_log([node.log_dir]):
-        assert run.take(line.kind, line.body, line.missing) is None, run.verdict
-    assert run.verdict.entries > 0
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Wait until it holds."""
-    with anyio.fail_after(PATIENCE_S):
-        while not holds():  # noqa: ASYNC110 - other processes
-            await anyio.sleep(0.05)
-
-
-async def until_led_by_another(real: RealCluster, old: str) -> None:
-    """Wait until another node is the primary."""
-    with anyio.fail_after(PATIENCE_S):
-        while (found := (await real.watcher.look()).primary) is None or found.name == old:  # noqa: ASYNC110
-            await anyio.sleep(0.05)
 
 
 async def test_cluster_elects_another_when_the_leaders_agent_is_frozen() -> None:
     """The fence ends the frozen agent's server at its deadline; the agent, thawed, brings it back as a replica."""
-    async with cluster() as (real, _):
+    async with watched_cluster() as (real, _):
         old = real.leader
         old.freeze()
         await until_led_by_another(real, old.name)
@@ -144,7 +34,7 @@ async def test_cluster_elects_another_when_the_leaders_agent_is_frozen() -> None
 
 async def test_cluster_elects_another_when_the_leaders_agent_is_killed() -> None:
     """The server of a dead agent does not outlive the lease, and comes back with the next agent."""
-    async with cluster() as (real, _):
+    async with watched_cluster() as (real, _):
         old = real.leader
         assert old.agent_pid is not None
         os.kill(old.agent_pid, signal.SIGKILL)
@@ -156,7 +46,7 @@ async def test_cluster_elects_another_when_the_leaders_agent_is_killed() -> None
 
 async def test_server_goes_on_when_the_leaders_agent_is_back_within_the_lease() -> None:
     """A restarted agent takes up its server and its key; nothing happens to either."""
-    async with cluster() as (real, _):
+    async with watched_cluster() as (real, _):
         leader = real.leader
         server = processes.server_of(leader.data_dir)[0]
         assert leader.agent_pid is not None
@@ -170,7 +60,7 @@ async def test_server_goes_on_when_the_leaders_agent_is_back_within_the_lease() 
 
 async def test_server_ends_when_the_leaders_fence_is_killed() -> None:
     """Without its fence a server may not run; the agent starts another fence and the server anew."""
-    async with cluster() as (real, _):
+    async with watched_cluster() as (real, _):
         leader = real.leader
         fence, server = processes.fence_of(leader.state_dir), processes.server_of(leader.data_dir)[0]
         assert fence is not None
@@ -181,7 +71,7 @@ async def test_server_ends_when_the_leaders_fence_is_killed() -> None:
 
 async def test_leader_goes_on_when_etcd_is_frozen_for_longer_than_the_lease() -> None:
     """Every member confirms the leader in etcd's place; when etcd is back nothing is disturbed."""
-    async with cluster() as (real, monitor):
+    async with watched_cluster() as (real, monitor):
         leader, server = real.primary, processes.server_of(real.leader.data_dir)[0]
         real.cluster.etcd.freeze()
         await until(partial(monitor.has_seen_writes, leader, since_ms=now_ms() + 12_000))
@@ -193,7 +83,7 @@ async def test_leader_goes_on_when_etcd_is_frozen_for_longer_than_the_lease() ->
 
 async def test_leader_steps_down_when_etcd_is_frozen_and_a_member_is_silent() -> None:
     """Without etcd and without every member's word the leader's server ends in time, and comes back with etcd."""
-    async with cluster() as (real, _):
+    async with watched_cluster() as (real, _):
         leader = real.leader
         silent = next(node for node in real.cluster.nodes if node.name != leader.name)
         silent.freeze()
@@ -206,7 +96,7 @@ async def test_leader_steps_down_when_etcd_is_frozen_and_a_member_is_silent() ->
 
 async def test_leader_keeps_leading_when_the_ttl_is_changed() -> None:
     """A new lease takes the old one's place under the key; the server accepts writes all the while."""
-    async with cluster() as (real, monitor):
+    async with watched_cluster() as (real, monitor):
         leader, server = real.primary, processes.server_of(real.leader.data_dir)[0]
         async with EtcdClient([real.cluster.etcd.endpoint]) as client:
             for ttl_s in (20, 4, 8):
@@ -220,7 +110,7 @@ async def test_leader_keeps_leading_when_the_ttl_is_changed() -> None:
 
 async def test_leader_is_fenced_when_its_key_is_deleted_by_hand() -> None:
     """A leader that sees its key gone stops its server before anybody can have been promoted."""
-    async with cluster() as (real, _):
+    async with watched_cluster() as (real, _):
         leader = real.leader
         server = processes.server_of(leader.data_dir)[0]
         async with EtcdClient([real.cluster.etcd.endpoint]) as client:
@@ -231,7 +121,7 @@ async def test_leader_is_fenced_when_its_key_is_deleted_by_hand() -> None:
 
 async def test_node_clones_anew_when_an_operator_asks() -> None:
     """POST /reinitialize replaces a replica's data by a base backup; the old ones are kept aside."""
-    async with cluster() as (real, _):
+    async with watched_cluster() as (real, _):
         replica = next(node for node in real.cluster.nodes if node.name != real.primary)
         async with httpx.AsyncClient(trust_env=False, timeout=10) as http:
             answer = await http.post(f"{replica.plan.api_url}/reinitialize")
@@ -242,7 +132,7 @@ async def test_node_clones_anew_when_an_operator_asks() -> None:
 
 async def test_nodes_start_again_when_all_were_killed_at_once() -> None:
     """The data directories survive; nobody runs initdb again."""
-    async with cluster() as (real, _):
+    async with watched_cluster() as (real, _):
         with primary_connection(real.cluster.plan) as connection:
             row = connection.execute("SELECT system_identifier FROM pg_control_system()").fetchone()
         for node in real.cluster.nodes:
@@ -257,7 +147,7 @@ async def test_nodes_start_again_when_all_were_killed_at_once() -> None:
 
 async def test_leader_leads_again_when_its_successor_is_silent() -> None:
     """A switchover to a node whose agent is frozen ends where it began, with nothing lost."""
-    async with cluster() as (real, monitor):
+    async with watched_cluster() as (real, monitor):
         leader = real.primary
         successor = next(node for node in real.cluster.nodes if node.name != leader)
         successor.freeze()

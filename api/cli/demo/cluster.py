@@ -1,4 +1,4 @@
-"""One etcd and three agents, each a process of its own: started, killed, frozen, brought back, and all of it ended."""
+"""etcd and three agents, each a process of its own: started, killed, frozen, brought back, and all of it ended."""
 
 import contextlib
 import fcntl
@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -17,7 +19,7 @@ from api.cli.demo import processes
 from api.cli.demo.plan import NodePlan, settings_text
 from api.cli.demo.workspace import Workspace
 from effects.clock import now_ms
-from effects.embedded import EmbeddedEtcd
+from effects.embedded import EmbeddedEtcdCluster
 from effects.errors import PostgresError, ProgramFailed
 from effects.files import write_atomically
 from effects.programs import dying_with_the_parent
@@ -43,6 +45,8 @@ class DemoNode:
         self.state_dir = self.directory / "matriarch" / plan.name
         self.settings_path = self.directory / "patroni.yml"
         self.output_path = self.directory / "agent.log"
+        self.overlay: dict[str, Any] = {}
+        """What is laid over the demo's settings in this node's patroni.yml when the cluster starts."""
         self._agent: subprocess.Popen[bytes] | None = None
 
     @property
@@ -152,10 +156,12 @@ class DemoNode:
 class DemoCluster:
     """The whole of it, in one directory."""
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: Workspace, *, etcd_members: int = 1) -> None:
+        """Prepares it; `start` starts it. With several etcd members only the first has the plan's port."""
         self.workspace, self.plan = workspace, workspace.plan
         self.nodes = [DemoNode(node, workspace.root) for node in workspace.plan.nodes]
-        self.etcd = EmbeddedEtcd(workspace.root / "etcd")
+        self.etcd_cluster = EmbeddedEtcdCluster(workspace.root / "etcd", etcd_members)
+        self.etcd = self.etcd_cluster.members[0]
         self.etcd.client_port = workspace.plan.etcd_port
         self._has_started = False
 
@@ -163,18 +169,24 @@ class DemoCluster:
         """The node of that name."""
         return next(node for node in self.nodes if node.name == name)
 
-    async def start(self) -> None:
-        """Starts etcd, then all agents; returns before there is a cluster. Raises: MatriarchError."""
+    async def start(self, *, but: Collection[str] = ()) -> None:
+        """Starts etcd, then all agents; returns before there is a cluster. Raises: MatriarchError.
+
+        but: the names of nodes whose settings are written, and that are not started.
+        """
         self._has_started = True
         await self._until_unlocked()
         await self._end_leftovers()  # of a demo in a kept directory that was killed
-        self.etcd.launch()
-        await anyio.to_thread.run_sync(self.etcd.wait_until_healthy, abandon_on_cancel=True)
+        for member in self.etcd_cluster.members:
+            member.launch()
+        for member in self.etcd_cluster.members:
+            await anyio.to_thread.run_sync(member.wait_until_healthy, abandon_on_cancel=True)
         for node in self.nodes:
             node.directory.mkdir(mode=0o755, exist_ok=True)
-            text = settings_text(self.plan, node.plan, node.directory, self.workspace.bin_dir)
+            text = settings_text(self.plan, node.plan, node.directory, self.workspace.bin_dir, node.overlay)
             write_atomically(node.settings_path, text)
-            node.start()
+            if node.name not in but:
+                node.start()
 
     async def stop(self) -> None:
         """Ends every process and removes what they left in the kernel. Call it shielded; it takes a bounded time."""
@@ -184,7 +196,7 @@ class DemoCluster:
             node.ask_to_stop()
         await self._until_agents_ended(AGENTS_STOP_TIMEOUT_S)
         await self._end_leftovers()
-        await anyio.to_thread.run_sync(self.etcd.stop)
+        await anyio.to_thread.run_sync(self.etcd_cluster.stop)
         for node in self.nodes:
             processes.remove_shared_memory(node.data_dir)
             self._remove_sockets(node)

@@ -1,7 +1,9 @@
 """What a demo cluster is made of: names, ports, passwords, and the settings file of each node. Pure."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import yaml
@@ -84,7 +86,18 @@ def read_plan(text: str) -> Plan:
     return msgspec.json.decode(text, type=Plan)
 
 
-def settings_text(plan: Plan, node: NodePlan, directory: Path, bin_dir: Path) -> str:
+def overlaid(settings: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with others laid over them: mappings are joined, everything else is replaced."""
+    joined = dict(settings)
+    for key, value in overlay.items():
+        below = joined.get(key)
+        joined[key] = overlaid(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return joined
+
+
+def settings_text(
+    plan: Plan, node: NodePlan, directory: Path, bin_dir: Path, overlay: Mapping[str, Any] | None = None
+) -> str:
     """The patroni.yml of one node.
 
     Args:
@@ -92,6 +105,7 @@ def settings_text(plan: Plan, node: NodePlan, directory: Path, bin_dir: Path) ->
         node: which of its nodes.
         directory: the node's own directory.
         bin_dir: PostgreSQL's programs.
+        overlay: what is laid over the demo's settings.
     """
     api, postgres = f"127.0.0.1:{node.api_port}", f"127.0.0.1:{node.postgres_port}"
     settings = {
@@ -119,4 +133,4 @@ def settings_text(plan: Plan, node: NodePlan, directory: Path, bin_dir: Path) ->
             }
         },
     }
-    return yaml.safe_dump(settings, sort_keys=False)
+    return yaml.safe_dump(overlaid(settings, overlay or {}), sort_keys=False)

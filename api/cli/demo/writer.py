@@ -50,8 +50,10 @@ class Writer:
     Ids are never used twice: a row whose commit got no answer may or may not be there, and belongs to nobody.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, *, first_id: int = 1, id_step: int = 1) -> None:
+        """Prepares it. Writers side by side are given different first ids and a common step."""
         self.acknowledged: list[Acknowledged] = []
+        self._first_id, self._id_step = first_id, id_step
         self.attempts = 0
         self._options = connection_options(plan, session="read-write")
         self._is_over = threading.Event()
@@ -93,15 +95,16 @@ class Writer:
 
     def _write_one(self) -> bool:
         """True when a row was acknowledged."""
+        row_id = self._first_id + self.attempts * self._id_step
         self.attempts += 1
         try:
             if self._connection is None:
                 self._connection = psycopg.connect(**self._options)
-            self._connection.execute(INSERT, (self.attempts,))
+            self._connection.execute(INSERT, (row_id,))
         except psycopg.Error:
             self._disconnect()
             return False
-        self.acknowledged.append(Acknowledged(self.attempts, now_ms()))
+        self.acknowledged.append(Acknowledged(row_id, now_ms()))
         return True
 
     def _disconnect(self) -> None:

@@ -1,0 +1,156 @@
+"""What watches a real cluster in the tests: a monitor of two primaries, writers that know what was acknowledged."""
+
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Unpack
+
+import anyio
+import anyio.to_thread
+import psycopg
+
+from api.cli.demo.cluster import DemoNode
+from api.cli.demo.servers import make_tables, primary_connection
+from api.cli.demo.writer import TABLE, Writer, connection_options
+from effects.clock import now_ms
+from effects.log_reader import read_log
+from fsm.replay import Replay
+from tests.cluster.harness import RealCluster, Wanted, running_cluster
+
+PATIENCE_S = 60
+TRY_WRITE = "INSERT INTO monitor (at_ms) VALUES (%s)"
+
+
+class Monitor:
+    """Tries a write on each server every few milliseconds, and remembers when each took one."""
+
+    def __init__(self, real: RealCluster) -> None:
+        self._real = real
+        self._is_over = threading.Event()
+        self.accepted: dict[str, list[tuple[int, int]]] = {node.name: [] for node in real.cluster.nodes}
+        self._threads = [threading.Thread(target=self._watch, args=(node,)) for node in real.cluster.nodes]
+
+    def __enter__(self) -> "Monitor":
+        with primary_connection(self._real.cluster.plan) as connection:
+            connection.execute("CREATE TABLE IF NOT EXISTS monitor (at_ms bigint)")
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _watch(self, node: DemoNode) -> None:
+        plan = self._real.cluster.plan
+        options = connection_options(plan, session="any") | {"host": "127.0.0.1", "port": str(node.plan.postgres_port)}
+        options["options"] = "-c synchronous_commit=local -c statement_timeout=1000"
+        while not self._is_over.is_set():
+            try:
+                with psycopg.connect(**options) as connection:
+                    while not self._is_over.is_set():
+                        began_ms = now_ms()
+                        connection.execute(TRY_WRITE, (began_ms,))
+                        self.accepted[node.name].append((began_ms, now_ms()))
+                        self._is_over.wait(0.01)
+            except psycopg.Error:
+                self._is_over.wait(0.02)
+
+    def has_seen_writes(self, name: str, *, since_ms: int) -> bool:
+        """True once the server took a write that began at or after an instant."""
+        taken = self.accepted[name]
+        return bool(taken) and taken[-1][0] >= since_ms
+
+    def overlaps(self) -> list[str]:
+        """Pairs of servers that each took a write while the other was between two of its own."""
+        spans = {name: (taken[0][0], taken[-1][1]) for name, taken in self._reigns().items() if taken}
+        names = sorted(spans)
+        return [
+            f"{one} {spans[one]} and {other} {spans[other]}"
+            for i, one in enumerate(names)
+            for other in names[i + 1 :]
+            if spans[one][0] < spans[other][1] and spans[other][0] < spans[one][1]
+        ]
+
+    def _reigns(self) -> dict[str, list[tuple[int, int]]]:
+        """Each server's writes, cut into reigns wherever another server took one in between."""
+        everything = sorted((began, ended, name) for name, taken in self.accepted.items() for began, ended in taken)
+        reigns: dict[str, list[tuple[int, int]]] = {}
+        current, count = "", 0
+        for began, ended, name in everything:
+            if name != current:
+                current, count = name, count + 1
+            reigns.setdefault(f"{name}#{count}", []).append((began, ended))
+        return reigns
+
+
+class Writers:
+    """Writes ids through several connections to whichever server accepts writes, and knows which were acknowledged.
+
+    Use it as a context manager: inside the block it writes; after it, `lost` tells what became of the ids. The table is
+    the tour's, made anew.
+    """
+
+    def __init__(self, real: RealCluster, count: int = 4) -> None:
+        self._plan = real.cluster.plan
+        self._writers = [Writer(self._plan, first_id=number, id_step=count) for number in range(count)]
+
+    def __enter__(self) -> "Writers":
+        make_tables(self._plan)
+        for writer in self._writers:
+            writer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for writer in self._writers:
+            writer.stop()
+
+    @property
+    def acknowledged(self) -> set[int]:
+        """Every id whose insertion a server said is committed."""
+        return {row.row_id for writer in self._writers for row in list(writer.acknowledged)}
+
+    def have_written(self, count: int, *, since_ms: int = 0) -> bool:
+        """True once so many ids were acknowledged after an instant."""
+        found = (row.at_ms > since_ms for writer in self._writers for row in list(writer.acknowledged))
+        return sum(found) >= count
+
+    def lost(self) -> set[int]:
+        """The acknowledged ids that the present primary does not have. Raises: PostgresError when there is none."""
+        with primary_connection(self._plan) as connection:
+            kept = {row_id for (row_id,) in connection.execute(f"SELECT id FROM {TABLE}").fetchall()}
+        return self.acknowledged - kept
+
+
+@asynccontextmanager
+async def watched_cluster(**wanted: Unpack[Wanted]) -> AsyncIterator[tuple[RealCluster, Monitor]]:
+    """A running cluster under the monitor; at the end both promises are checked. `wanted`: see `running_cluster`."""
+    async with running_cluster(**wanted) as (real, _):
+        with Monitor(real) as monitor:
+            yield real, monitor
+        assert monitor.overlaps() == []
+        for node in real.cluster.nodes:
+            await anyio.to_thread.run_sync(check_replay, node)
+
+
+def check_replay(node: DemoNode) -> None:
+    """The node's log decides the same again."""
+    run = Replay()
+    for line in read_log([node.log_dir]):
+        assert run.take(line.kind, line.body, line.missing) is None, run.verdict
+    assert run.verdict.entries > 0
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait until it holds."""
+    with anyio.fail_after(PATIENCE_S):
+        while not holds():  # noqa: ASYNC110 - other processes
+            await anyio.sleep(0.05)
+
+
+async def until_led_by_another(real: RealCluster, old: str) -> None:
+    """Wait until another node is the primary."""
+    with anyio.fail_after(PATIENCE_S):
+        while (found := (await real.watcher.look()).primary) is None or found.name == old:  # noqa: ASYNC110
+            await anyio.sleep(0.05)
