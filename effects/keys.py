@@ -113,10 +113,14 @@ class ClusterKeys:
         return self._written("initialize", claimed, "", effect.lease_id)
 
     async def write_initialize(self, effect: do.WriteInitialize) -> AnyResult:
-        """The system identifier, without a lease."""
+        """The system identifier, without a lease. Source: etcd, a key that is absent has mod_revision 0."""
         key = self._key("initialize")
+        seen = effect.seen_revision
         written = await self._client.transact(
-            [value_is(self._key("leader"), self._name), value_is(key, "")],
+            [
+                value_is(self._key("leader"), self._name),
+                value_is(key, "") if seen is None else mod_revision_is(key, seen),
+            ],
             [put(key, effect.system_id)],
             timeout_ms=effect.timeout_ms,
             else_read=key,

@@ -74,10 +74,12 @@ class ClaimInitialize(Effect, frozen=True, kw_only=True):
 
 
 class WriteInitialize(Effect, frozen=True, kw_only=True):
-    """Write the system identifier for good, as leader."""
+    """Write the system identifier for good, as leader, in place of the claim or of what is no identifier."""
 
     resource: ClassVar[Resource] = "keys"
     system_id: str
+    seen_revision: int | None = None
+    """The revision at which the key was last written, 0 where there is none; None for a claim, whichever."""
     valid_until_ms: int
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 from fsm import effects as do
 from fsm.election import everybody_else, other_members
 from fsm.facts import Upstream
-from fsm.guards import leader_to_follow, wanted_upstream
+from fsm.guards import is_initialize_claim_ours, leader_to_follow, wanted_upstream
 from fsm.publish import failsafe_addresses, failsafe_text, history_text, member_text, own_address, status_text
 from fsm.timelines import known_history
 from fsm.timing import PEER_ANSWER_TIMEOUT_MS, renew_timeout_ms, writable_until_ms
@@ -57,8 +57,13 @@ def claim_initialize(view: View) -> do.ClaimInitialize:
 
 def write_initialize(view: View) -> do.WriteInitialize:
     """The cluster's identity, for good."""
+    key = view.keys.get("initialize")
+    seen_revision = key.mod_revision if key is not None and key.value is not None else 0
     return do.WriteInitialize(
-        timeout_ms=KEYS_TIMEOUT_MS, system_id=view.system_id, valid_until_ms=view.writable_until_ms
+        timeout_ms=KEYS_TIMEOUT_MS,
+        system_id=view.system_id,
+        seen_revision=None if is_initialize_claim_ours(view) else seen_revision,
+        valid_until_ms=view.writable_until_ms,
     )
 
 

@@ -4,6 +4,9 @@ from fsm import election
 from fsm.guards.directory import is_directory_a_cluster, is_directory_vacant
 from fsm.view import View
 
+SYSTEM_ID_DIGITS_MIN = 10
+"""What is shorter is no system identifier: its upper half is the time of initdb. Source: PostgreSQL, pg_control.h."""
+
 
 def is_cluster_unclaimed(view: View) -> bool:
     """Nobody has initialized the cluster and nobody is about to."""
@@ -14,6 +17,13 @@ def is_initialize_claim_ours(view: View) -> bool:
     """This node is the one that initializes the cluster."""
     key = view.keys.get("initialize")
     return key is not None and key.value == "" and view.lease is not None and key.lease_id == view.lease.lease_id
+
+
+def is_initialize_unwritten(view: View) -> bool:
+    """The cluster's identity is not in etcd: it is claimed by this node, missing, or no system identifier."""
+    text = view.initialize
+    is_an_identifier = text is not None and text.isdecimal() and len(text) >= SYSTEM_ID_DIGITS_MIN
+    return view.etcd.is_watched and not is_an_identifier
 
 
 def may_initialize(view: View) -> bool:

@@ -97,10 +97,21 @@ def has_clone_source(view: View) -> bool:
 
 def is_free_to_start_as_standby(view: View) -> bool:
     """Starting the server as a standby can do no harm: the data are this cluster's, and have not gone another way."""
-    if not view.etcd.is_watched or not has_data_of_this_cluster(view) or has_diverged(view):
+    if not view.etcd.is_watched or has_diverged(view):
+        return False
+    if not has_data_of_this_cluster(view) and not is_standby_of_a_nameless_cluster(view):
         return False
     has_other_leader = is_leader_key_held_by_another(view)
     return not (has_other_leader and was_primary(view.directory) and known_history(view) is None)
+
+
+def is_standby_of_a_nameless_cluster(view: View) -> bool:
+    """Another leads while `initialize` is missing, and the data here were last run as a standby.
+
+    PostgreSQL itself refuses to stream to data of another system identifier. Source: PostgreSQL, walreceiver.c.
+    """
+    is_a_standbys = view.directory is not None and not was_primary(view.directory)
+    return view.initialize is None and leader_to_follow(view) is not None and bool(view.system_id) and is_a_standbys
 
 
 def is_following_another(view: View) -> bool:

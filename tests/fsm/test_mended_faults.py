@@ -11,10 +11,12 @@ from tests.fsm.world import (
     HALF_REWOUND,
     MIB,
     STANDBY,
+    SYSTEM_ID,
     Postgres,
     World,
     forked,
     is_following,
+    is_settled_leader,
     leader_with_standbys,
     replica_of,
 )
@@ -213,3 +215,64 @@ def test_rewind_is_tried_on_when_its_source_does_not_answer() -> None:
     world.wait(120_000)
     assert world.view.state == "rewinding"
     assert not world.orders(do.ClearDataDirectory)
+
+
+def test_leader_writes_initialize_again_when_somebody_deleted_it() -> None:
+    """Without that key nobody can be cloned and no former primary is started."""
+    world = leader_with_standbys("n2")
+    world.delete("initialize")
+    world.wait(60_000)
+    assert "initialize" in world.keys
+    assert world.keys["initialize"].value == SYSTEM_ID
+
+
+def test_leader_writes_initialize_again_when_it_holds_no_system_identifier() -> None:
+    """What is no system identifier belongs to no cluster, so the leader's own takes its place."""
+    world = leader_with_standbys("n2")
+    world.put("initialize", "wrong")
+    world.wait(60_000)
+    assert world.keys["initialize"].value == SYSTEM_ID
+
+
+def test_leader_leaves_initialize_alone_when_it_names_another_cluster() -> None:
+    """An identity is never written over by another one: a person must look."""
+    world = leader_with_standbys("n2")
+    world.put("initialize", "7300000000000000042")
+    world.wait(60_000)
+    assert world.keys["initialize"].value == "7300000000000000042"
+
+
+def test_leader_writes_initialize_when_its_claim_ran_out_while_failsafe_held() -> None:
+    """A maker that lost etcd between the first start and the first write still owes the cluster its identity."""
+    world = World()
+    world.held.add("write-initialize")
+    world.boot()
+    world.until(lambda w: "C1" in w.rules)
+    world.lose_etcd()
+    world.wait(60_000)
+    world.held.clear()
+    world.heal_etcd()
+    world.until(is_settled_leader)
+
+
+def test_standby_is_started_again_when_initialize_was_deleted() -> None:
+    """A deleted key must not take down the replicas one crash at a time."""
+    world = replica_of("n2")
+    world.delete("initialize")
+    world.crash()
+    world.until(is_following, within_ms=60_000)
+
+
+def test_node_makes_no_cluster_when_it_promised_a_leader_to_let_it_go_on() -> None:
+    """A leader without etcd may lose its claim and its key; whoever confirmed it must not begin another cluster."""
+    world = World()
+    world.put("initialize", "", lease_id=900)
+    world.join("n2", "primary")
+    world.put("leader", "n2", lease_id=900)
+    world.boot()
+    world.wait(2_000)
+    world.feed(ev.FailsafeAsked(at_ms=world.now_ms, leader="n2", ttl_s=30))
+    world.delete("initialize")
+    world.delete("leader")
+    world.wait(20_000)
+    assert world.orders(do.ClaimInitialize) == []

@@ -391,7 +391,11 @@ class World:
             case do.ClaimInitialize():
                 return self._written("initialize" not in self.keys, "initialize", "", effect.lease_id)
             case do.WriteInitialize():
-                return self._written(held == self.name, "initialize", effect.system_id)
+                found = self.keys.get("initialize")
+                is_seen = (
+                    (found.value == "") if effect.seen_revision is None and found else self._is_seen(effect, found)
+                )
+                return self._written(held == self.name and is_seen, "initialize", effect.system_id)
             case do.WriteConfig():
                 return self._written(
                     "config" not in self.keys, "config", self.view.identity.first_config if self.view.identity else "{}"
@@ -409,6 +413,9 @@ class World:
                     "{}",
                 )
         raise AssertionError(f"the world does not know {effect}")
+
+    def _is_seen(self, effect: do.WriteInitialize, found: KeyChange | None) -> bool:
+        return effect.seen_revision == (found.mod_revision if found else 0)
 
     def _written(self, is_applied: bool, key: str, value: str | None, lease_id: int = 0) -> ev.KeyWritten:
         if not is_applied:
