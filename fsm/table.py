@@ -257,7 +257,7 @@ DUTIES: tuple[Duty, ...] = (
          "pg_rewind brings the data directory back onto the leader's timeline", first_ms=500, most_ms=30_000),
     Duty("start-standby", (BOOTSTRAPPING, REPLICA, REINIT), orders.start_standby,
          (g.is_server_absent, g.is_directory_ready_to_run, g.is_free_to_start_as_standby, g.is_leader_key_not_ours,
-          g.is_unpaused, g.is_staying),
+          g.is_unpaused, g.is_staying, g.is_restart_pause_over),
          "a node that does not lead follows", first_ms=250, most_ms=10_000),
     Duty("restart-to-promote", (LEADER,), orders.start_standby,
          (g.is_server_absent, g.is_directory_of_a_standby, g.is_leader_key_ours, g.has_time_left, g.is_staying),

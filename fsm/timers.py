@@ -18,6 +18,7 @@ from fsm.timing import (
     UNANSWERED_GRACE_MS,
     backoff_ms,
     renew_every_ms,
+    standby_pause_ms,
 )
 from fsm.view import View
 
@@ -62,6 +63,7 @@ def _server_instants(view: View) -> Iterator[int]:
     server = view.server
     if server.exited_at_ms is not None:
         yield server.exited_at_ms + HANDOVER_CATCH_UP_MS
+        yield server.exited_at_ms + standby_pause_ms(server.failed_starts)
     if view.state is State.LEADER:
         down_since_ms = max(server.exited_at_ms or server.spawned_at_ms, view.state_since_ms)
         yield down_since_ms + max(view.dynamic.primary_start_timeout_s * 1000, 1)

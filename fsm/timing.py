@@ -35,6 +35,11 @@ FAILED_STARTS_MAX = 3
 """A server that ends this often without having served for a minute in between is not started as primary again here:
 a crash loop is a failure even if each single start is quick."""
 
+STANDBY_PAUSE_FIRST_MS = 500
+STANDBY_PAUSE_MOST_MS = 30_000
+"""Pauses before a standby that keeps ending is started again, from its second end in a row: one crash is recovered from
+at once, a crash loop must not fill the disk with logs and the processors with recoveries."""
+
 FENCE_SILENT_MS = 3_000
 """How long a server may run for writing before the fence has confirmed a deadline; it answers in a millisecond."""
 
@@ -71,6 +76,13 @@ def writable_until_ms(sent_at_ms: int, ttl_s: int) -> int:
     etcd counts from when it received the renewal, which is later, so the lease outlives this instant by the margin.
     """
     return sent_at_ms + ttl_s * 1000 - fence_margin_ms(ttl_s)
+
+
+def standby_pause_ms(failed_starts: int) -> int:
+    """Pause after the n-th end in a row of a standby that nobody asked to end."""
+    if failed_starts <= 1:
+        return 0
+    return backoff_ms(failed_starts - 1, first_ms=STANDBY_PAUSE_FIRST_MS, most_ms=STANDBY_PAUSE_MOST_MS)
 
 
 def backoff_ms(failures: int, *, first_ms: int, most_ms: int) -> int:

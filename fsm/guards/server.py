@@ -1,6 +1,6 @@
 """Guards about the server's process, and the fence that holds it."""
 
-from fsm.timing import FENCE_SILENT_MS, PROMOTE_AGAIN_MS
+from fsm.timing import FENCE_SILENT_MS, PROMOTE_AGAIN_MS, standby_pause_ms
 from fsm.view import View
 
 
@@ -51,6 +51,12 @@ def is_promotion_due(view: View) -> bool:
     """This postmaster was not told to promote yet, or was told long ago to no effect."""
     told_at_ms = view.achieved.get("promote", -1)
     return told_at_ms < view.server.spawned_at_ms or view.now_ms - told_at_ms >= PROMOTE_AGAIN_MS
+
+
+def is_restart_pause_over(view: View) -> bool:
+    """The server did not end just now, or has not been ending again and again."""
+    server = view.server
+    return server.exited_at_ms is None or view.now_ms >= server.exited_at_ms + standby_pause_ms(server.failed_starts)
 
 
 def is_fence_armed(view: View) -> bool:

@@ -5,6 +5,7 @@ from msgspec.structs import replace
 from fsm import effects as do
 from fsm import events as ev
 from fsm.facts import KeyChange
+from fsm.timing import CRASH_FORGIVEN_AFTER_MS, STANDBY_PAUSE_FIRST_MS, STANDBY_PAUSE_MOST_MS
 from tests.fsm.test_scenarios import diverged, running_primary
 from tests.fsm.world import (
     EMPTY,
@@ -276,3 +277,28 @@ def test_node_makes_no_cluster_when_it_promised_a_leader_to_let_it_go_on() -> No
     world.delete("leader")
     world.wait(20_000)
     assert world.orders(do.ClaimInitialize) == []
+
+
+def test_standby_is_started_after_growing_pauses_when_it_keeps_ending() -> None:
+    """A start that succeeds is no success when the server ends right after it."""
+    world = replica_of("n2")
+    ends_ms = []
+    for _ in range(10):
+        world.crash()
+        ends_ms.append(world.now_ms)
+        world.until(lambda w: w.server is not None)
+        ends_ms[-1] = world.now_ms - ends_ms[-1]
+    assert ends_ms == sorted(ends_ms)
+    assert ends_ms[0] < STANDBY_PAUSE_FIRST_MS <= ends_ms[1]
+    assert ends_ms[-1] >= STANDBY_PAUSE_MOST_MS
+
+
+def test_standby_is_started_at_once_when_it_had_served_for_a_while_before_it_ended() -> None:
+    """Crashes that lie far apart are not one crash loop."""
+    world = replica_of("n2")
+    for _ in range(5):
+        world.wait(CRASH_FORGIVEN_AFTER_MS + 1_000)
+        world.crash()
+        crashed_ms = world.now_ms
+        world.until(lambda w: w.server is not None)
+        assert world.now_ms - crashed_ms < STANDBY_PAUSE_FIRST_MS
