@@ -1,7 +1,12 @@
 """Who may stand, and who is better: the pure policy of an election. Source: Patroni's eligibility rules."""
 
 from fsm.facts import PeerReport
-from fsm.timing import OUTRANKED_FOR_MS, PEER_ANSWER_TIMEOUT_MS, PEER_REPORT_FRESH_MS
+from fsm.timing import (
+    OUTRANKED_FOR_MS,
+    PEER_ANSWER_TIMEOUT_MS,
+    PEER_REPORT_FRESH_MS,
+    STARTING_MEMBER_WAIT_MS,
+)
 from fsm.view import HeardPeer, View
 from fsm.wire import failover_priority, is_barred_by_tags
 
@@ -65,18 +70,40 @@ def best_rival(view: View) -> str | None:
     return None
 
 
+def is_on_its_way(report: PeerReport) -> bool:
+    """True when the peer's server is starting, or about to be, and does not tell yet how far its WAL reaches."""
+    return not report.position_lsn and report.state in ("starting", "stopped") and not report.no_failover
+
+
+def has_received_nothing(view: View) -> bool:
+    """True when this node's standby has not streamed since it was started: it may have been away for long."""
+    return view.server.probe is not None and view.server.probe.received_lsn == 0
+
+
+def is_awaiting_a_start(view: View) -> bool:
+    """True when another member may have more WAL than this node and cannot say so yet.
+
+    Where everything was started at once, the servers come up in any order, and the former leader's last of all, after
+    its crash recovery. A standby that streamed from the leader until it went has nobody to wait for.
+    """
+    return has_received_nothing(view) and any(is_on_its_way(heard.report) for heard in recent_reports(view))
+
+
 def stale_or_silent_peers(view: View) -> list[str]:
     """Members that have not yet told, in this candidacy, a position that they looked up lately."""
-    waiting = []
-    for name in other_members(view):
-        heard = view.peers.get(name)
-        if heard is None or heard.at_ms < view.state_since_ms or heard.report.probed_ago_ms > PEER_REPORT_FRESH_MS:
-            waiting.append(name)
+    waiting = [name for name in other_members(view) if not _has_told_its_position(view, view.peers.get(name))]
     if view.peers_heard_at_ms < view.state_since_ms:
         waiting.extend(name for name in everybody_else(view) if name not in waiting)  # must be asked, need not answer
     return waiting
 
 
+def _has_told_its_position(view: View, heard: HeardPeer | None) -> bool:
+    if heard is None or heard.at_ms < view.state_since_ms or heard.report.probed_ago_ms > PEER_REPORT_FRESH_MS:
+        return False
+    return not (has_received_nothing(view) and is_on_its_way(heard.report))
+
+
 def has_waited_long_enough(view: View) -> bool:
-    """True when silent members have had their time in this candidacy: silence is no vote."""
-    return view.now_ms - view.state_since_ms >= PEER_ANSWER_TIMEOUT_MS
+    """True when silent members, and those that start, have had their time in this candidacy: silence is no vote."""
+    patience_ms = STARTING_MEMBER_WAIT_MS if is_awaiting_a_start(view) else PEER_ANSWER_TIMEOUT_MS
+    return view.now_ms - view.state_since_ms >= patience_ms

@@ -15,6 +15,7 @@ from fsm.timing import (
     PROBE_SOON_MS,
     PROBE_URGENT_MS,
     PROMOTE_AGAIN_MS,
+    STARTING_MEMBER_WAIT_MS,
     UNANSWERED_GRACE_MS,
     backoff_ms,
     renew_every_ms,
@@ -53,6 +54,7 @@ def _election_instants(view: View) -> Iterator[int]:
         yield view.leader_free_since_ms + NAMED_SUCCESSOR_WAIT_MS
     if view.state is State.CANDIDATE:
         yield view.state_since_ms + PEER_ANSWER_TIMEOUT_MS
+        yield view.state_since_ms + STARTING_MEMBER_WAIT_MS
         yield view.achieved.get("ask-peers", 0) + PEER_REASK_MS
     if view.state in (State.CANDIDATE, State.REPLICA):
         yield view.peers_heard_at_ms + PEER_REASK_MS

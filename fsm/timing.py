@@ -13,6 +13,10 @@ PEER_REPORT_FRESH_MS = 300
 PEER_REASK_MS = 30
 """Pause before peers are asked again for a fresher position; a peer's own look takes about 5 ms."""
 
+STARTING_MEMBER_WAIT_MS = 10_000
+"""How long an election among servers that were all started anew waits for a member whose server does not yet tell how
+far its WAL reaches. It may be the former leader's, in crash recovery, with the last acknowledged rows."""
+
 OUTRANKED_FOR_MS = 1_000
 """How long a better peer is given to take the key before this node stands again."""
 

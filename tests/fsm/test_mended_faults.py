@@ -1,11 +1,18 @@
 """Faults that the stories and properties found in the decisions, each mended and kept from coming back."""
 
+import pytest
 from msgspec.structs import replace
 
 from fsm import effects as do
 from fsm import events as ev
-from fsm.facts import KeyChange
-from fsm.timing import CRASH_FORGIVEN_AFTER_MS, STANDBY_PAUSE_FIRST_MS, STANDBY_PAUSE_MOST_MS
+from fsm.facts import KeyChange, PeerReport
+from fsm.timing import (
+    CRASH_FORGIVEN_AFTER_MS,
+    PEER_ANSWER_TIMEOUT_MS,
+    STANDBY_PAUSE_FIRST_MS,
+    STANDBY_PAUSE_MOST_MS,
+    STARTING_MEMBER_WAIT_MS,
+)
 from tests.fsm.test_scenarios import diverged, running_primary
 from tests.fsm.world import (
     EMPTY,
@@ -302,3 +309,40 @@ def test_standby_is_started_at_once_when_it_had_served_for_a_while_before_it_end
         crashed_ms = world.now_ms
         world.until(lambda w: w.server is not None)
         assert world.now_ms - crashed_ms < STANDBY_PAUSE_FIRST_MS
+
+
+def restarted_with(state: str) -> World:
+    """A replica after a restart of everything, and another member whose server does not tell a position yet."""
+    world = World(directory=STANDBY).initialized()
+    world.join("n2", state=state)
+    world.reports["n2"] = PeerReport(name="n2", role="uninitialized", state=state)
+    return world.boot()
+
+
+@pytest.mark.parametrize("state", ["starting", "stopped"])
+def test_replica_leaves_the_lead_to_a_member_that_is_starting_when_that_one_has_more_wal(state: str) -> None:
+    """After a restart of everything the former leader, in crash recovery, comes up last and has the newest rows."""
+    world = restarted_with(state)
+    world.until_state("candidate")
+    world.wait(STARTING_MEMBER_WAIT_MS - 1_000)
+    assert "C1" not in world.rules
+    world.reports["n2"] = PeerReport(name="n2", role="replica", state="running", position_lsn=11 * MIB, timeline=1)
+    world.until(lambda w: "C3" in w.rules)
+    world.lead("n2")
+    world.wait(20_000)
+    assert "C1" not in world.rules
+
+
+def test_replica_leads_when_a_member_is_starting_for_too_long() -> None:
+    """A server that never comes up must not keep the cluster without a leader."""
+    world = restarted_with("starting")
+    world.until_state("leader", within_ms=STARTING_MEMBER_WAIT_MS + 5_000)
+
+
+def test_replica_leads_at_once_when_it_streamed_until_the_leader_went() -> None:
+    """A failover does not wait for a member that happens to start: who streamed to the end has all there was."""
+    world = replica_of("n2", "n3")
+    world.reports["n3"] = PeerReport(name="n3", role="uninitialized", state="starting")
+    world.delete("members/n2")
+    world.delete("leader")
+    world.until_state("leader", within_ms=PEER_ANSWER_TIMEOUT_MS)

@@ -75,7 +75,7 @@ class Postgres:
             server_version=160004,
             postmaster_started_at=f"start-{self.pid}",
             flushed_lsn=0 if self.in_recovery else self.lsn,
-            received_lsn=self.lsn if self.in_recovery else 0,
+            received_lsn=self.lsn if self.in_recovery and self.upstream else 0,
             replayed_lsn=self.lsn if self.in_recovery else 0,
             receiver_status=self.receiver_status if self.in_recovery and self.upstream else None,
             upstream_host=self.upstream.host if self.upstream else None,
