@@ -107,7 +107,8 @@ def _command(settings: ServerSettings, upstream: Upstream) -> list[str]:
         port=upstream.port,
         user=settings.replication.username,
         passfile=str(settings.passfile),
-        application_name=settings.name,
+        # Not the member's own name: a backup under way must not be taken for a synchronous standby.
+        application_name=f"{settings.name} base backup",
         connect_timeout=CONNECT_TIMEOUT_S,
     )
     return [

@@ -27,7 +27,7 @@ class ClusterKeys:
         self._first_config = first_config
 
     def lanes(self, report: Report) -> list[Lane]:
-        """Three lanes, so that no slow write stands before a renewal or the leader key."""
+        """Four lanes, so that no slow write stands before a renewal, the leader key or whom commits wait for."""
         return [
             Lane(
                 "lease",
@@ -35,6 +35,7 @@ class ClusterKeys:
                 report,
             ),
             Lane("leader", {do.TakeLeaderKey: self.take_leader, do.ReleaseLeaderKey: self.release_leader}, report),
+            Lane("sync", {do.WriteSync: self.write_sync, do.DeleteSync: self.delete_sync}, report),
             Lane(
                 "keys",
                 {
@@ -154,6 +155,29 @@ class ClusterKeys:
             timeout_ms=effect.timeout_ms,
         )
         return self._written(effect.key, written, effect.text, 0)
+
+    async def write_sync(self, effect: do.WriteSync) -> AnyResult:
+        """The `sync` key, as long as this member leads and the key is the one that was seen."""
+        key = self._key("sync")
+        seen = mod_revision_is(key, effect.mod_revision) if effect.mod_revision else absent(key)
+        written = await self._client.transact(
+            [value_is(self._key("leader"), self._name), seen],
+            [put(key, effect.text)],
+            timeout_ms=effect.timeout_ms,
+            else_read=key,
+        )
+        return self._written("sync", written, effect.text, 0)
+
+    async def delete_sync(self, effect: do.DeleteSync) -> AnyResult:
+        """No `sync` key, as long as this member leads and the key is the one that was seen."""
+        key = self._key("sync")
+        deleted = await self._client.transact(
+            [value_is(self._key("leader"), self._name), mod_revision_is(key, effect.mod_revision)],
+            [delete(key)],
+            timeout_ms=effect.timeout_ms,
+            else_read=key,
+        )
+        return self._written("sync", deleted, None, 0)
 
     async def request_failover(self, effect: do.RequestFailover) -> AnyResult:
         """The request for another leader."""

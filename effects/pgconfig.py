@@ -24,6 +24,8 @@ Parameters = Mapping[str, object]
 HEADER = "# Written by Matriarch at every start and change: edit postgresql.base.conf or the cluster's configuration."
 HBA_HEADER = "# Written by Matriarch because postgresql.pg_hba is not set."
 GENERATED, BASE = "postgresql.conf", "postgresql.base.conf"
+# Included last, see effects/waiting.py.
+SYNC_NAMES = "postgresql.sync.conf"
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)*")
 ESCAPES = str.maketrans({"'": "''", "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f"})
 # Written by ALTER SYSTEM or pg_basebackup -R, these would win over the generated file and tie the server elsewhere.
@@ -177,7 +179,7 @@ def server_conf(settings: ServerSettings, dynamic: Parameters, upstream: Upstrea
         "primary_conninfo": primary_conninfo(settings, upstream) if upstream else "",
     }
     lines = [f"{name} = {quote(value)}" for name, value in sorted(parameters.items())]
-    return "\n".join([HEADER, f"include {quote(BASE)}", *lines, ""])
+    return "\n".join([HEADER, f"include {quote(BASE)}", *lines, f"include_if_exists {quote(SYNC_NAMES)}", ""])
 
 
 def primary_conninfo(settings: ServerSettings, upstream: Upstream) -> str:

@@ -49,6 +49,8 @@ SELECT in_recovery,
                    'replay_lsn', coalesce(pg_wal_lsn_diff(replay_lsn, '0/0')::bigint, 0))
                  ORDER BY application_name, pid),
                '[]') FROM pg_stat_replication),
+       current_setting('synchronous_standby_names'),
+       current_setting('synchronous_commit'),
        pg_conf_load_time(),
        CASE WHEN pg_conf_load_time() IS DISTINCT FROM %s::timestamptz
             THEN (SELECT coalesce(array_agg(name ORDER BY name), '{}') FROM pg_settings WHERE pending_restart) END
@@ -73,6 +75,8 @@ class _Row(msgspec.Struct, frozen=True):
     receiver_status: str | None
     conninfo: str
     standbys: list[dict[str, object]]
+    synchronous_standby_names: str
+    synchronous_commit: str
     loaded_at: datetime
     pending_restart: list[str] | None
 
@@ -156,6 +160,8 @@ class Prober:
             upstream_port=upstream[1],
             standbys=msgspec.convert(row.standbys, tuple[Standby, ...]),
             pending_restart=self._pending_restart,
+            synchronous_standby_names=row.synchronous_standby_names,
+            synchronous_commit=row.synchronous_commit,
         )
 
     def _timeline(self, row: _Row) -> int:

@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Callable
 
+from anyio import to_thread
+
 from effects.board import Progress
 from effects.clock import wall_time
 from effects.clone import CloneProgress, clone
@@ -14,8 +16,9 @@ from effects.rewind import RewindProgress, rewind
 from effects.server_settings import ServerSettings
 from effects.sources import FenceSource
 from effects.timelines import read_leader_history
+from effects.waiting import end_stale_senders, put_names_in_force, read_mark, write_names
 from fsm import effects as do
-from fsm.events import AnyResult, DirectoryRead, Done, FenceArmed, HistoryRead, ServerStarted
+from fsm.events import AnyResult, DirectoryRead, Done, FenceArmed, HistoryRead, ServerStarted, SyncMarked
 
 Parameters = Callable[[], dict[str, str]]
 logger = logging.getLogger(__name__)
@@ -33,7 +36,7 @@ class Server:
         self._on_progress = on_progress
 
     def lanes(self, report: Report) -> list[Lane]:
-        """Three lanes: the fence must never wait for the server, nor the server for SQL."""
+        """Four lanes: the fence waits for nothing, clients that wait for a dead standby not for the server, nor it for SQL."""
         return [
             Lane(
                 "fence",
@@ -61,8 +64,18 @@ class Server:
                 report,
             ),
             Lane(
+                "names",
+                {
+                    do.SetSyncNames: self.set_sync_names,
+                    do.ReleaseSyncNames: self.release_sync_names,
+                    do.EndStaleSenders: self.end_stale_senders,
+                },
+                report,
+            ),
+            Lane(
                 "sql",
                 {
+                    do.ReadSyncMark: self.read_sync_mark,
                     do.Checkpoint: self.checkpoint,
                     do.PrepareCluster: self.prepare_cluster,
                     do.ReadLeaderHistory: self.read_leader_history,
@@ -116,11 +129,13 @@ class Server:
 
     async def start_primary(self, effect: do.StartPrimary) -> AnyResult:
         """A server that will accept writes until its deadline."""
+        await to_thread.run_sync(write_names, self._settings, effect.names.text if effect.names is not None else None)
         pid = await self._server.start("primary", None, self._parameters(), armed_until_ms=effect.armed_until_ms)
         return ServerStarted(pid=pid)
 
     async def start_standby(self, effect: do.StartStandby) -> AnyResult:
-        """A server in recovery."""
+        """A server in recovery, where no commit waits for anybody."""
+        await to_thread.run_sync(write_names, self._settings, None)
         pid = await self._server.start("standby", effect.upstream, self._parameters(), armed_until_ms=None)
         return ServerStarted(pid=pid)
 
@@ -167,6 +182,28 @@ class Server:
 
     def _rewound(self, so_far: RewindProgress) -> None:
         self._on_progress(Progress(work="pg_rewind", bytes_done=so_far.bytes_done, bytes_total=so_far.bytes_total))
+
+    # ---- whom commits wait for ---------------------------------------------------------------------------------------
+
+    async def set_sync_names(self, effect: do.SetSyncNames) -> AnyResult:
+        """Names in force, as a session of the server shows."""
+        await put_names_in_force(self._settings, effect.names.text, effect.timeout_ms)
+        return Done()
+
+    async def release_sync_names(self, effect: do.ReleaseSyncNames) -> AnyResult:
+        """The operator's own names, at the server's next moment."""
+        await put_names_in_force(self._settings, None, effect.timeout_ms)
+        return Done()
+
+    async def end_stale_senders(self, effect: do.EndStaleSenders) -> AnyResult:
+        """One connection for each of these standbys."""
+        await end_stale_senders(self._settings, effect.standbys)
+        return Done()
+
+    async def read_sync_mark(self, effect: do.ReadSyncMark) -> AnyResult:
+        """Up to where WAL may have been acknowledged under earlier names."""
+        names, flushed_lsn = await read_mark(self._settings, is_first=effect.is_first)
+        return SyncMarked(names=names, flushed_lsn=flushed_lsn)
 
     # ---- SQL --------------------------------------------------------------------------------------------------------
 

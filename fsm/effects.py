@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 from msgspec import Struct
 
 from fsm.facts import Upstream
+from fsm.syncnames import SyncNames
 
-Resource = Literal["lease", "leader", "keys", "fence", "server", "sql", "peers", "agent"]
+Resource = Literal["lease", "leader", "sync", "keys", "fence", "server", "names", "sql", "peers", "agent"]
 
 
 class Effect(
@@ -107,6 +108,23 @@ class PublishAsLeader(Effect, frozen=True, kw_only=True):
     valid_until_ms: int
 
 
+class WriteSync(Effect, frozen=True, kw_only=True):
+    """Write the `sync` key, as leader, if it is still the one that was seen. `mod_revision` 0: if it is absent."""
+
+    resource: ClassVar[Resource] = "sync"
+    text: str
+    mod_revision: int
+    valid_until_ms: int
+
+
+class DeleteSync(Effect, frozen=True, kw_only=True):
+    """Delete the `sync` key, as leader, if it is still the one that was seen: no commit waits for anybody any more."""
+
+    resource: ClassVar[Resource] = "sync"
+    mod_revision: int
+    valid_until_ms: int
+
+
 class RequestFailover(Effect, frozen=True, kw_only=True):
     """Write the `failover` key for an operator who asked for a switchover or failover."""
 
@@ -176,6 +194,8 @@ class StartPrimary(Effect, frozen=True, kw_only=True):
     is_irreversible: ClassVar[bool] = True
     armed_until_ms: int
     valid_until_ms: int
+    names: SyncNames | None = None
+    """Whom commits wait for from the first moment; None where that is the operator's own affair."""
 
 
 class StartStandby(Effect, frozen=True, kw_only=True):
@@ -224,6 +244,30 @@ class Rewind(Effect, frozen=True, kw_only=True):
     timeline: int
 
 
+# ---- whom commits wait for -----------------------------------------------------------------------------------------
+
+
+class SetSyncNames(Effect, frozen=True, kw_only=True):
+    """Put `synchronous_standby_names` in force at the running server, and answer when it says so itself."""
+
+    resource: ClassVar[Resource] = "names"
+    names: SyncNames
+    valid_until_ms: int
+
+
+class ReleaseSyncNames(Effect, frozen=True, kw_only=True):
+    """Leave `synchronous_standby_names` to the operator's own configuration."""
+
+    resource: ClassVar[Resource] = "names"
+
+
+class EndStaleSenders(Effect, frozen=True, kw_only=True):
+    """End WAL senders whose standby has a newer connection: what they last heard would count as if it were news."""
+
+    resource: ClassVar[Resource] = "names"
+    standbys: tuple[str, ...]
+
+
 # ---- SQL ------------------------------------------------------------------------------------------------------------
 
 
@@ -237,6 +281,17 @@ class PrepareCluster(Effect, frozen=True, kw_only=True):
     """Create the roles that replication and rewind need, on a cluster that this node has just made."""
 
     resource: ClassVar[Resource] = "sql"
+
+
+class ReadSyncMark(Effect, frozen=True, kw_only=True):
+    """Find out up to where commits may have been acknowledged under earlier `synchronous_standby_names`.
+
+    `is_first`: commits waited for nobody before; then the process that makes them wait must be seen to have read the
+    names. Source: PostgreSQL, SyncRepUpdateSyncStandbysDefined, which the checkpointer calls.
+    """
+
+    resource: ClassVar[Resource] = "sql"
+    is_first: bool
 
 
 class ReadLeaderHistory(Effect, frozen=True, kw_only=True):
@@ -285,6 +340,8 @@ AnyEffect = (
     | WriteConfig
     | PublishMember
     | PublishAsLeader
+    | WriteSync
+    | DeleteSync
     | RequestFailover
     | ClearFailover
     | ArmFence
@@ -300,6 +357,10 @@ AnyEffect = (
     | ClearDataDirectory
     | Clone
     | Rewind
+    | SetSyncNames
+    | ReleaseSyncNames
+    | EndStaleSenders
+    | ReadSyncMark
     | Checkpoint
     | PrepareCluster
     | ReadLeaderHistory

@@ -32,14 +32,53 @@ def lag_bytes(view: View) -> int:
     return max(0, view.optime_lsn - view.position_lsn)
 
 
-def is_synchronous_enough(view: View) -> bool:
-    """True unless a synchronous mode is active and this node may miss acknowledged commits.
+def is_sync_key_decisive(view: View) -> bool:
+    """True when the `sync` key says who may be promoted: a mode is on, and some leader wrote the key before it served.
 
-    The `sync` key names who has every acknowledged commit; without a leader in it no commit ever waited.
+    Without a leader in it no commit ever waited.
     """
-    if view.dynamic.synchronous_mode == "off" or view.sync.leader is None:
+    return view.dynamic.synchronous_mode != "off" and view.sync.leader is not None
+
+
+def is_synchronous_enough(view: View) -> bool:
+    """True unless a synchronous mode is active and this node may miss acknowledged commits."""
+    if not is_sync_key_decisive(view):
         return True
     return view.name == view.sync.leader or view.name in view.sync.members
+
+
+def is_near_enough(view: View) -> bool:
+    """True when this node is not too far behind what the last leader published.
+
+    Who is in the `sync` key holds every acknowledged commit, or hears enough others that do: what the leader wrote
+    beyond that was never acknowledged, and counts for nothing here. (Patroni #3703: leaderless for ever by such WAL.)
+    """
+    return is_sync_key_decisive(view) or lag_bytes(view) <= view.dynamic.maximum_lag_on_failover_bytes
+
+
+def is_failover_to_us(view: View) -> bool:
+    """True when an operator asked for a failover to this node, whatever may be lost: no leader is named to agree."""
+    request = view.failover
+    return request is not None and request.leader is None and request.candidate == view.name
+
+
+def votes(view: View) -> tuple[str, ...]:
+    """Other members of the `sync` key that hold no more WAL than this node, by a look since the key became free."""
+    since_ms = view.leader_free_since_ms if view.leader_free_since_ms is not None else view.state_since_ms
+    return tuple(
+        heard.report.name
+        for heard in view.peers.values()
+        if heard.report.name in {*view.sync.members, view.sync.leader} - {view.name}
+        and 0 < heard.report.position_lsn <= view.position_lsn
+        and heard.at_ms - heard.report.probed_ago_ms >= since_ms
+    )
+
+
+def has_enough_votes(view: View) -> bool:
+    """True when whoever acknowledged a commit is among this node and those that it heard; see fsm/sync.py."""
+    if not is_sync_key_decisive(view) or view.name == view.sync.leader or is_failover_to_us(view):
+        return True
+    return len(votes(view)) >= view.sync.quorum
 
 
 def outranks(view: View, report: PeerReport) -> bool:
@@ -65,9 +104,17 @@ def recent_reports(view: View) -> list[HeardPeer]:
 def best_rival(view: View) -> str | None:
     """The name of a recently heard member that outranks this node or is still a primary; None if there is none."""
     for heard in recent_reports(view):
-        if heard.report.name != view.name and (is_primary_alive(heard.report) or outranks(view, heard.report)):
+        if heard.report.name != view.name and (is_primary_alive(heard.report) or _may_outrank(view, heard.report)):
             return heard.report.name
     return None
+
+
+def _may_outrank(view: View, report: PeerReport) -> bool:
+    """True when the peer outranks this node and could be promoted: nobody is to be waited for who never will be.
+
+    The `sync` key's leader may hold more, that nobody acknowledged: it is not waited for either.
+    """
+    return (not is_sync_key_decisive(view) or report.name in view.sync.members) and outranks(view, report)
 
 
 def is_on_its_way(report: PeerReport) -> bool:

@@ -201,6 +201,13 @@ class DirectoryRead(Result, frozen=True, kw_only=True):
     directory: DataDirectory
 
 
+class SyncMarked(Result, frozen=True, kw_only=True):
+    """The names in force at the server, and how far its WAL was on disk at an instant after they came into force."""
+
+    names: str
+    flushed_lsn: int
+
+
 class HistoryRead(Result, frozen=True, kw_only=True):
     """How the leader's server came to its timeline."""
 
@@ -231,6 +238,7 @@ AnyResult = (
     | FenceArmed
     | ServerStarted
     | DirectoryRead
+    | SyncMarked
     | HistoryRead
     | PeersHeard
     | FailsafeHeard

@@ -58,6 +58,9 @@ class Probe(Fact, frozen=True, kw_only=True):
     """What primary_conninfo says at present, whether or not the receiver is connected."""
     standbys: tuple[Standby, ...] = ()
     pending_restart: tuple[str, ...] = ()
+    synchronous_standby_names: str = ""
+    """Whom commits wait for, in the words of the server's parameter."""
+    synchronous_commit: str = "on"
 
     @property
     def position_lsn(self) -> int:

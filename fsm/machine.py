@@ -14,7 +14,7 @@ from fsm.observe import observe, with_issued
 from fsm.states import State
 from fsm.table import DUTIES, TABLE, Duty, Rule
 from fsm.timers import DUTY_BY_ID, may_issue_at_ms, probe_every_ms, wake_at_ms
-from fsm.view import Underway, View
+from fsm.view import Underway, View, Waiting
 
 EXCLUSIVE_RESOURCES = frozenset({"server"})
 """Lanes in which a second effect is not even issued while one is under way: two hands on one data directory."""
@@ -123,7 +123,7 @@ def _issue(view: View, duty: str, effect: Effect, issued: list[Issued]) -> View:
         since_ms=view.now_ms,
         deadline_ms=view.now_ms + effect.timeout_ms,
     )
-    return with_issued(view, duty, underway)
+    return with_issued(view, duty, underway, effect)
 
 
 def no_longer_wanted(view: View) -> tuple[int, ...]:
@@ -146,7 +146,7 @@ def step(view: View, event: AnyEvent) -> Decision:
     issued: list[Issued] = []
     cancelled: tuple[int, ...] = ()
     if rule is not None:
-        view = replace(view, state=rule.target, state_since_ms=view.now_ms, last_rule=rule.id)
+        view = replace(view, state=rule.target, state_since_ms=view.now_ms, last_rule=rule.id, waiting=Waiting())
         cancelled = no_longer_wanted(view)
         if rule.fence is not None and view.server.process == "running":
             view = _issue(view, "fence-stray", rule.fence(view), issued)

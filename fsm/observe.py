@@ -6,6 +6,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from fsm.dynamic import parse_dynamic
+from fsm.effects import Effect, SetSyncNames, StartPrimary
 from fsm.events import (
     AgentStarted,
     AnyEvent,
@@ -33,13 +34,16 @@ from fsm.events import (
     StopAsked,
     Succeeded,
     SwitchoverAsked,
+    SyncMarked,
     Ticked,
     Unknown,
 )
 from fsm.facts import Key, KeyChange
 from fsm.publish import failsafe_addresses
+from fsm.states import State
 from fsm.timing import CRASH_FORGIVEN_AFTER_MS, UNANSWERED_GRACE_MS, writable_until_ms
 from fsm.view import Attempts, Fence, HeardPeer, LeaderHistory, Lease, Promise, Server, Underway, View
+from fsm.waiting import looked, marked, ordered
 from fsm.wire import (
     FailoverRequest,
     parse_failover,
@@ -260,7 +264,9 @@ def _server_probed(view: View, event: ServerProbed) -> View:
         served_since_ms=view.server.served_since_ms if view.server.served_since_ms is not None else event.at_ms,
         may_be_primary=not event.probe.in_recovery or view.server.is_promotion_asked,
     )
-    return replace(view, server=server)
+    is_leading = view.state is State.LEADER and not event.probe.in_recovery
+    waiting = looked(view, event.probe, event.at_ms) if is_leading else view.waiting
+    return replace(view, server=server, waiting=waiting)
 
 
 def _server_silent(view: View, event: ServerSilent) -> View:
@@ -409,6 +415,10 @@ def _directory_read(view: View, event: Succeeded, result: DirectoryRead) -> View
     return replace(view, directory=result.directory) if view.server.process == "absent" else view
 
 
+def _sync_marked(view: View, event: Succeeded, result: SyncMarked) -> View:
+    return replace(view, waiting=marked(view.waiting, result.names, result.flushed_lsn))
+
+
 def _history_read(view: View, event: Succeeded, result: HistoryRead) -> View:
     return replace(view, leader_history=LeaderHistory(leader=result.leader, history=result.history, wall=result.wall))
 
@@ -433,6 +443,7 @@ _RESULTS: dict[type, Callable[[View, Succeeded, Any], View]] = {
     FenceArmed: _fence_armed,
     ServerStarted: _server_started,
     DirectoryRead: _directory_read,
+    SyncMarked: _sync_marked,
     HistoryRead: _history_read,
     PeersHeard: _peers_heard,
     FailsafeHeard: _failsafe_heard,
@@ -460,9 +471,11 @@ _FOLDS: dict[type, Callable[[View, Any], View]] = {
 }
 
 
-def with_issued(view: View, duty: str, underway: Underway) -> View:
+def with_issued(view: View, duty: str, underway: Underway, effect: Effect) -> View:
     """What this node knows once it has told an executor to do something."""
     view = replace(view, underway={**view.underway, duty: underway})
+    if isinstance(effect, SetSyncNames | StartPrimary) and effect.names is not None:
+        view = replace(view, waiting=ordered(view.waiting, effect.names))
     if underway.kind in ("Promote", "StartPrimary"):
         is_promotion = underway.kind == "Promote"
         server = replace(view.server, may_be_primary=True, is_promotion_asked=is_promotion)

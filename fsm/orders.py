@@ -7,10 +7,13 @@ from fsm.election import everybody_else, other_members
 from fsm.facts import Upstream
 from fsm.guards import is_initialize_claim_ours, leader_to_follow, wanted_upstream
 from fsm.publish import failsafe_addresses, failsafe_text, history_text, member_text, own_address, status_text
+from fsm.sync import first_names, names_to_order, next_key
+from fsm.syncnames import NOBODY
 from fsm.timelines import known_history
 from fsm.timing import PEER_ANSWER_TIMEOUT_MS, renew_timeout_ms, writable_until_ms
 from fsm.view import View
-from fsm.wire import FailoverRequest, compact
+from fsm.waiting import doubled_standbys
+from fsm.wire import FailoverRequest, compact, sync_text
 
 LONG_MS = 24 * 3600 * 1000
 """For work whose length is the data's (base backup, pg_rewind, recovery): it is watched by progress, not by a clock."""
@@ -93,6 +96,49 @@ def publish_failsafe(view: View) -> do.PublishAsLeader:
     return _as_leader(view, "failsafe", failsafe_text(view))
 
 
+def write_sync(view: View) -> do.WriteSync:
+    """The `sync` key as it should be."""
+    key, seen = next_key(view), view.keys.get("sync")
+    return do.WriteSync(
+        timeout_ms=KEYS_TIMEOUT_MS,
+        text=sync_text(key or view.sync),
+        mod_revision=seen.mod_revision if seen is not None and seen.value is not None else 0,
+        valid_until_ms=view.writable_until_ms,
+    )
+
+
+def delete_sync(view: View) -> do.DeleteSync:
+    """No `sync` key."""
+    seen = view.keys.get("sync")
+    return do.DeleteSync(
+        timeout_ms=KEYS_TIMEOUT_MS,
+        mod_revision=seen.mod_revision if seen is not None else 0,
+        valid_until_ms=view.writable_until_ms,
+    )
+
+
+def set_sync_names(view: View) -> do.SetSyncNames:
+    """The names that commits should wait for."""
+    return do.SetSyncNames(
+        timeout_ms=SERVER_TIMEOUT_MS, names=names_to_order(view) or NOBODY, valid_until_ms=view.writable_until_ms
+    )
+
+
+def release_sync_names(view: View) -> do.ReleaseSyncNames:
+    """The operator's own names, if there are any."""
+    return do.ReleaseSyncNames(timeout_ms=SERVER_TIMEOUT_MS)
+
+
+def read_sync_mark(view: View) -> do.ReadSyncMark:
+    """How far commits may have been acknowledged under earlier names."""
+    return do.ReadSyncMark(timeout_ms=2_000, is_first=view.waiting.is_first)
+
+
+def end_stale_senders(view: View) -> do.EndStaleSenders:
+    """Of two connections of one member the older."""
+    return do.EndStaleSenders(timeout_ms=2_000, standbys=doubled_standbys(view))
+
+
 def _as_leader(view: View, key: str, text: str) -> do.PublishAsLeader:
     return do.PublishAsLeader(timeout_ms=KEYS_TIMEOUT_MS, key=key, text=text, valid_until_ms=view.writable_until_ms)
 
@@ -162,7 +208,8 @@ def init_db(view: View) -> do.InitDb:
 def start_primary(view: View) -> do.StartPrimary:
     """The server, for writing, under the deadline that is in force."""
     until_ms = view.writable_until_ms
-    return do.StartPrimary(timeout_ms=SERVER_TIMEOUT_MS, armed_until_ms=until_ms, valid_until_ms=until_ms)
+    names = first_names(view) if view.dynamic.synchronous_mode != "off" else None
+    return do.StartPrimary(timeout_ms=SERVER_TIMEOUT_MS, armed_until_ms=until_ms, valid_until_ms=until_ms, names=names)
 
 
 def start_standby(view: View) -> do.StartStandby:

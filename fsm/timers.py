@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from fsm.states import State
+from fsm.syncnames import STRICTLY_NOBODY
 from fsm.table import DUTIES, Duty
 from fsm.timing import (
     FENCE_SILENT_MS,
@@ -10,12 +11,16 @@ from fsm.timing import (
     NAMED_SUCCESSOR_WAIT_MS,
     OUTRANKED_FOR_MS,
     PEER_ANSWER_TIMEOUT_MS,
+    PEER_REASK_LATER_MS,
     PEER_REASK_MS,
     PROBE_IDLE_MS,
     PROBE_SOON_MS,
+    PROBE_STUCK_MS,
+    PROBE_SYNC_MS,
     PROBE_URGENT_MS,
     PROMOTE_AGAIN_MS,
     STARTING_MEMBER_WAIT_MS,
+    SYNC_SETTLE_MS,
     UNANSWERED_GRACE_MS,
     backoff_ms,
     renew_every_ms,
@@ -56,6 +61,7 @@ def _election_instants(view: View) -> Iterator[int]:
         yield view.state_since_ms + PEER_ANSWER_TIMEOUT_MS
         yield view.state_since_ms + STARTING_MEMBER_WAIT_MS
         yield view.achieved.get("ask-peers", 0) + PEER_REASK_MS
+        yield view.achieved.get("ask-peers", 0) + PEER_REASK_LATER_MS
     if view.state in (State.CANDIDATE, State.REPLICA):
         yield view.peers_heard_at_ms + PEER_REASK_MS
         yield from (heard.at_ms + OUTRANKED_FOR_MS + 1 for heard in view.peers.values())
@@ -74,6 +80,12 @@ def _server_instants(view: View) -> Iterator[int]:
         yield view.fence.armed_until_ms or 0
 
 
+def _sync_instants(view: View) -> Iterator[int]:
+    if view.waiting.shown_since_ms is not None:
+        yield view.waiting.shown_since_ms + SYNC_SETTLE_MS
+    yield from (track.distrusted_until_ms for track in view.waiting.standbys.values())
+
+
 def _effect_instants(view: View) -> Iterator[int]:
     yield from (underway.deadline_ms + UNANSWERED_GRACE_MS + 1 for underway in view.underway.values())
     yield from (may_issue_at_ms(view, DUTY_BY_ID[duty]) for duty in view.attempts)
@@ -82,7 +94,7 @@ def _effect_instants(view: View) -> Iterator[int]:
 
 def wake_at_ms(view: View) -> int | None:
     """The next instant at which deciding again could give another answer; None if only an event could."""
-    sources = (_lease_instants, _election_instants, _server_instants, _effect_instants)
+    sources = (_lease_instants, _election_instants, _server_instants, _sync_instants, _effect_instants)
     ahead = [instant for source in sources for instant in source(view) if instant > view.now_ms]
     return min(ahead, default=None)
 
@@ -95,7 +107,22 @@ def probe_every_ms(view: View) -> int | None:
     eager = PROBE_URGENT_MS if since_ms < 3_000 else PROBE_SOON_MS if since_ms < 30_000 else PROBE_IDLE_MS
     if _is_somebody_waiting(view):
         return eager
-    return max(eager, PROBE_SOON_MS) if _is_change_expected(view) else PROBE_IDLE_MS
+    usual = _probe_for_commits_every_ms(view)
+    return min(max(eager, PROBE_SOON_MS), usual) if _is_change_expected(view) else usual
+
+
+def _probe_for_commits_every_ms(view: View) -> int:
+    """How often a leader looks whether those that commits wait for keep up."""
+    waiting = view.waiting
+    if view.state is not State.LEADER or view.dynamic.synchronous_mode == "off" or waiting.names is None:
+        return PROBE_IDLE_MS
+    is_unsettled = not waiting.is_settled and waiting.names != STRICTLY_NOBODY
+    has_stopped = any(
+        track.moved_at_ms < view.server.probed_at_ms and not track.is_stuck
+        for name, track in waiting.standbys.items()
+        if name in waiting.names.names
+    )
+    return PROBE_STUCK_MS if is_unsettled or has_stopped else PROBE_SYNC_MS
 
 
 def _is_somebody_waiting(view: View) -> bool:

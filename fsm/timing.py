@@ -13,6 +13,9 @@ PEER_REPORT_FRESH_MS = 300
 PEER_REASK_MS = 30
 """Pause before peers are asked again for a fresher position; a peer's own look takes about 5 ms."""
 
+PEER_REASK_LATER_MS = 500
+"""The same once a candidate has waited in vain for as long as silent members are given."""
+
 STARTING_MEMBER_WAIT_MS = 10_000
 """How long an election among servers that were all started anew waits for a member whose server does not yet tell how
 far its WAL reaches. It may be the former leader's, in crash recovery, with the last acknowledged rows."""
@@ -49,6 +52,25 @@ FENCE_SILENT_MS = 3_000
 
 PROMOTE_AGAIN_MS = 10_000
 """After this long without an end of recovery a promotion is asked for once more, in case the request was lost."""
+
+SYNC_STUCK_MS = 1_000
+"""A synchronous standby that lacks WAL and has not moved for this long is no longer waited for. With a look every half
+second at the most, and a moment to change the key and the names, writes pause for less than two seconds when a standby
+dies without a word, whatever the ttl. Not waiting for it is always safe: it may not be promoted any more, no more."""
+
+SYNC_DISTRUST_MS = 3_000
+"""How long a standby that was stuck must keep up before commits wait for it again: one that stumbles must not make
+every client stumble with it."""
+
+SYNC_SETTLE_MS = 500
+"""From when the server says that other names are in force until everything it acknowledged under the former ones is
+counted as past: each WAL sender takes the names over by itself, between two acknowledgements.
+Precedent: Patroni waits 2 s after every change; here the end of the pause is also looked at (ReadSyncMark)."""
+
+PROBE_SYNC_MS = 500
+PROBE_STUCK_MS = 100
+"""How often the leader's server is looked at while commits wait for standbys: in general, and while one lacks WAL and
+has not moved since the last look, or names are not settled."""
 
 REWIND_ATTEMPTS_MAX = 3
 """pg_rewind failures after which the recovery ladder goes on to a new base backup."""

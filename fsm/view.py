@@ -8,6 +8,7 @@ from fsm.dynamic import Dynamic
 from fsm.events import Identity
 from fsm.facts import DataDirectory, Fact, Key, PeerReport, Probe, TimelineHistory
 from fsm.states import State
+from fsm.syncnames import SyncNames
 from fsm.timing import writable_until_ms
 from fsm.wire import FailoverRequest, Member, SyncKey
 
@@ -106,6 +107,35 @@ class Promise(Fact, frozen=True, kw_only=True):
     until_ms: int
 
 
+class StandbyTrack(Fact, frozen=True, kw_only=True):
+    """How a standby of this leader's server gets on, by its own acknowledgements."""
+
+    lsn: int
+    """How far it has what commits wait for."""
+    moved_at_ms: int
+    """When it was last seen to move, or to lack nothing."""
+    is_stuck: bool = False
+    """True when it lacked something at the last look and had not moved for longer than commits may wait."""
+    distrusted_until_ms: int = 0
+    """Until when it is not chosen again, after it was stuck."""
+
+
+class Waiting(Fact, frozen=True, kw_only=True):
+    """Whom commits at this leader's server wait for. Known by a leader only, and anew in each term."""
+
+    names: SyncNames | None = None
+    """What was last ordered, or found at the first look; None before it."""
+    is_first: bool = True
+    """True while commits did not wait for anybody before: the server must be seen to begin."""
+    shown_since_ms: int | None = None
+    """Since when the server says, at each look, that these names are in force."""
+    mark_lsn: int = 0
+    """Up to here WAL may have been acknowledged under earlier names; 0 while that is not known."""
+    is_settled: bool = False
+    """True once enough of the named have all WAL up to the mark: the past is as safe under them as what is to come."""
+    standbys: dict[str, StandbyTrack] = field(default_factory=dict)
+
+
 class View(Fact, frozen=True, kw_only=True):
     """Everything that a decision of this node may rest on."""
 
@@ -126,6 +156,7 @@ class View(Fact, frozen=True, kw_only=True):
     failover: FailoverRequest | None = None
     failover_seen_at_ms: int = 0
     sync: SyncKey = SyncKey()
+    waiting: Waiting = Waiting()
     failsafe: dict[str, str] = field(default_factory=dict)
     """The `failsafe` key: the members that a leader without etcd must ask, and the only ones that may be elected."""
     optime_lsn: int = 0

@@ -3,6 +3,7 @@
 Source: Patroni 4.1 `docs/` and observed keys; JSON is compact and the order of keys is part of the format.
 """
 
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -134,6 +135,12 @@ def parse_sync(text: str | None) -> SyncKey:
     )
 
 
+def sync_text(key: SyncKey) -> str:
+    """The value of the `sync` key, in Patroni's order of fields."""
+    members = ",".join(sorted(key.members)) or None
+    return compact({"leader": key.leader, "quorum": key.quorum, "sync_standby": members})
+
+
 def parse_failsafe(text: str | None) -> dict[str, str]:
     """Who may be elected while the leader may be going on without etcd: API addresses by name; empty if unknown."""
     return {str(name): _text(url) for name, url in json_object(text).items()}
@@ -153,16 +160,30 @@ def parse_last_timeline(text: str | None) -> int:
     return max((_whole(row[0]) + 1 for row in rows if row), default=0)
 
 
-def is_barred_by_tags(tags: dict[str, Any]) -> bool:
+def is_barred_by_tags(tags: Mapping[str, Any]) -> bool:
     """True when tags forbid a failover to this member: `nofailover`, or a `failover_priority` of 0 or less."""
     if "nofailover" in tags:
         return as_bool(tags["nofailover"], False)
     return failover_priority(tags) <= 0
 
 
-def failover_priority(tags: dict[str, Any]) -> int:
+def failover_priority(tags: Mapping[str, Any]) -> int:
     """The `failover_priority` tag, 1 by default."""
+    return _priority(tags, "failover_priority")
+
+
+def sync_priority(tags: Mapping[str, Any]) -> int:
+    """The `sync_priority` tag, 1 by default: who has a higher one is preferred as a synchronous standby.
+
+    `nosync` counts before it: it says never, or, when it is false, always.
+    """
+    if "nosync" in tags:
+        return 0 if as_bool(tags["nosync"], False) else 1
+    return _priority(tags, "sync_priority")
+
+
+def _priority(tags: Mapping[str, Any], name: str) -> int:
     try:
-        return int(str(tags.get("failover_priority", 1)))
+        return int(str(tags.get(name, 1)))
     except ValueError:
         return 1

@@ -3,7 +3,7 @@
 from fsm import election
 from fsm.guards.cluster import has_data_of_this_cluster, has_made_the_cluster
 from fsm.guards.server import is_standby_running, may_a_primary_be_running
-from fsm.timing import NAMED_SUCCESSOR_WAIT_MS, PEER_REASK_MS
+from fsm.timing import NAMED_SUCCESSOR_WAIT_MS, PEER_ANSWER_TIMEOUT_MS, PEER_REASK_LATER_MS, PEER_REASK_MS
 from fsm.view import View
 
 
@@ -15,9 +15,17 @@ def is_able_to_stand(view: View) -> bool:
         and has_data_of_this_cluster(view)
         and is_on_the_newest_timeline(view)
         and is_listed_for_failsafe(view)
-        and election.is_synchronous_enough(view)
-        and election.lag_bytes(view) <= view.dynamic.maximum_lag_on_failover_bytes
+        and (election.is_failover_to_us(view) or _is_fresh_enough(view))
     )
+
+
+def _is_fresh_enough(view: View) -> bool:
+    return election.is_synchronous_enough(view) and election.is_near_enough(view)
+
+
+def is_synchronous_enough(view: View) -> bool:
+    """No synchronous mode is active, or the `sync` key counts this node among those with every acknowledged commit."""
+    return election.is_synchronous_enough(view)
 
 
 def is_listed_for_failsafe(view: View) -> bool:
@@ -68,15 +76,22 @@ def has_special_claim(view: View) -> bool:
 
 def is_peer_question_due(view: View) -> bool:
     """A peer has not told a fresh position in this candidacy, and was not asked just now."""
-    if has_special_claim(view) or is_named_successor(view) or not election.stale_or_silent_peers(view):
+    is_heard = is_named_successor(view) or not election.stale_or_silent_peers(view)
+    if has_special_claim(view) or (is_heard and election.has_enough_votes(view)):
         return False
-    asked_at_ms = max(view.achieved.get("ask-peers", 0), 0)
-    return asked_at_ms < view.state_since_ms or view.now_ms - asked_at_ms >= PEER_REASK_MS
+    asked_at_ms = view.achieved.get("ask-peers", 0)
+    is_in_a_hurry = view.now_ms - view.state_since_ms < PEER_ANSWER_TIMEOUT_MS
+    pause_ms = PEER_REASK_MS if is_in_a_hurry else PEER_REASK_LATER_MS
+    return asked_at_ms < view.state_since_ms or view.now_ms - asked_at_ms >= pause_ms
 
 
 def is_election_decided(view: View) -> bool:
-    """Everybody who answers in time was heard and nobody is better, or there is nobody to ask."""
-    if has_special_claim(view) or is_named_successor(view):
+    """Everybody who answers in time was heard, nobody is better, and in a synchronous mode enough have voted."""
+    if has_special_claim(view):
+        return True
+    if not election.has_enough_votes(view):
+        return False
+    if is_named_successor(view):
         return True
     if not is_unrivalled(view) or view.server.probed_at_ms < view.state_since_ms:
         return False

@@ -1,5 +1,6 @@
 """Guards about the leader's server, and handing over."""
 
+from fsm.election import is_sync_key_decisive
 from fsm.guards.server import is_primary_running, is_promotable
 from fsm.publish import own_history
 from fsm.timelines import was_primary
@@ -42,12 +43,17 @@ def is_failover_request_moot(view: View) -> bool:
 
 
 def handover_targets(view: View) -> list[str]:
-    """Members that stream from this leader and may be promoted, the named one only if one is named."""
+    """Members that stream from this leader and may be promoted, the named one only if one is named.
+
+    In a synchronous mode a switchover goes to a member of the `sync` key; a failover to whom the operator names.
+    """
     probe, request = view.server.probe, view.failover
     if probe is None or request is None:
         return []
     streaming = {s.application_name for s in probe.standbys if s.state == "streaming"}
     able = [m for m in view.members.values() if m.name in streaming and not is_barred_by_tags(dict(m.tags))]
+    if is_sync_key_decisive(view) and (request.leader is not None or request.candidate is None):
+        able = [m for m in able if m.name in view.sync.members]
     return [m.name for m in able if request.candidate in (None, m.name)]
 
 

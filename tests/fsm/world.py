@@ -65,6 +65,7 @@ class Postgres:
     upstream: Upstream | None = None
     receiver_status: str | None = "streaming"
     standbys: tuple[Standby, ...] = ()
+    sync_names: str = ""
 
     def probe(self) -> Probe:
         """What a look at it shows."""
@@ -81,6 +82,7 @@ class Postgres:
             upstream_host=self.upstream.host if self.upstream else None,
             upstream_port=self.upstream.port if self.upstream else None,
             standbys=self.standbys,
+            synchronous_standby_names=self.sync_names,
         )
 
 
@@ -121,6 +123,8 @@ class World:
     decisions: list[tuple[ev.AnyEvent, Decision]] = field(default_factory=list)
     exit: do.Exit | None = None
     next_id: int = 1
+    probed_at_ms: int = 0
+    """When the server was last looked at."""
 
     # ---- what a story asks ---------------------------------------------------------------------------------------
 
@@ -242,6 +246,7 @@ class World:
 
     def probe(self) -> None:
         """The server is looked at."""
+        self.probed_at_ms = self.now_ms
         if self.server is None:
             return
         if self.is_server_silent:
@@ -299,7 +304,7 @@ class World:
             self._pass_time(last, end_ms)
 
     def _pass_time(self, last: Decision, end_ms: int) -> None:
-        probe_ms = self.now_ms + last.probe_every_ms if last.probe_every_ms else end_ms
+        probe_ms = max(self.now_ms, self.probed_at_ms + last.probe_every_ms) if last.probe_every_ms else end_ms
         wake_ms = last.wake_at_ms if last.wake_at_ms is not None else end_ms
         fire_ms = self.armed_until_ms if self.armed_until_ms is not None and self.server else end_ms
         self.now_ms = max(self.now_ms, min(probe_ms, wake_ms, fire_ms, end_ms))
@@ -365,6 +370,8 @@ class World:
                 return ev.Done()
             case do.Checkpoint() | do.PrepareCluster():
                 return ev.Done()
+            case do.SetSyncNames() | do.ReleaseSyncNames() | do.EndStaleSenders() | do.ReadSyncMark():
+                return self._perform_waiting(effect)
             case _:
                 return self._perform_key(effect)
 
@@ -406,6 +413,10 @@ class World:
                 return self._written(held == self.name, effect.key, effect.text)
             case do.RequestFailover():
                 return self._written(True, "failover", effect.text)
+            case do.WriteSync() | do.DeleteSync():
+                seen = self.keys["sync"].mod_revision if "sync" in self.keys else 0
+                text = effect.text if isinstance(effect, do.WriteSync) else None
+                return self._written(held == self.name and seen == effect.mod_revision, "sync", text)
             case do.ClearFailover():
                 return self._written(
                     self.keys["failover"].mod_revision == effect.mod_revision if "failover" in self.keys else False,
@@ -483,10 +494,23 @@ class World:
     def _perform_start(self, effect: do.StartPrimary | do.StartStandby) -> ev.ServerStarted:
         if isinstance(effect, do.StartPrimary):
             server = self._spawn(in_recovery=False)
+            server.sync_names = effect.names.text if effect.names is not None else ""
             self.armed_until_ms = effect.armed_until_ms
         else:
             server = self._spawn(in_recovery=True, upstream=effect.upstream)
         return ev.ServerStarted(pid=server.pid)
+
+    def _perform_waiting(
+        self, effect: do.SetSyncNames | do.ReleaseSyncNames | do.EndStaleSenders | do.ReadSyncMark
+    ) -> ev.Done | ev.SyncMarked:
+        assert self.server is not None
+        if isinstance(effect, do.ReadSyncMark):
+            return ev.SyncMarked(names=self.server.sync_names, flushed_lsn=self.server.lsn)
+        if isinstance(effect, do.SetSyncNames):
+            self.server.sync_names = effect.names.text
+        elif isinstance(effect, do.ReleaseSyncNames):
+            self.server.sync_names = ""
+        return ev.Done()
 
     def _perform_server(self, effect: do.Follow | do.Promote) -> ev.Done:
         if isinstance(effect, do.Follow) and self.server:
