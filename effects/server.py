@@ -36,7 +36,7 @@ class Server:
         self._on_progress = on_progress
 
     def lanes(self, report: Report) -> list[Lane]:
-        """Four lanes: the fence waits for nothing, clients that wait for a dead standby not for the server, nor it for SQL."""
+        """Four lanes: the fence waits for nothing, nor do names that clients wait for; the server not for SQL."""
         return [
             Lane(
                 "fence",

@@ -1,10 +1,11 @@
-"""The invariant of synchronous modes, judged from outside: whatever happens at whatever moment, no member that the `sync`
-key allows to be promoted lacks an acknowledged commit.
+"""The invariant of synchronous modes, judged from outside: at no moment may a member be promoted, by the `sync` key,
+that lacks an acknowledged commit.
 
 The leader is the real `step`. Around it a server that acknowledges commits as PostgreSQL does, standbys that come, go,
 stumble and are silent, answers that are held back or fail, and a configuration that changes under way.
 """
 
+from collections.abc import Callable
 from itertools import combinations
 
 import pytest
@@ -202,31 +203,21 @@ def act(ledger: Ledger, action: Action) -> None:
     """One thing happens."""
     what, whom = action
     world = ledger.world
-    match what:
-        case "commit":
-            ledger.commit()
-        case "receive":
-            ledger.receive(whom)
-        case "silence":
-            ledger.silent.add(whom)
-        case "hear":
-            ledger.silent.discard(whom)
-        case "leave":
-            ledger.streaming.discard(whom)
-        case "come":
-            ledger.streaming.add(whom)
-        case "hold":
-            world.held.add(whom)
-        case "release":
-            world.held.discard(whom)
-        case "fail":
-            world.failing[whom] = "sql"
-        case "heal":
-            world.failing.pop(whom, None)
-        case "config":
-            world.put("config", whom)
-        case "wait":
-            pass
+    happens: dict[str, Callable[[str], object]] = {
+        "commit": lambda _: ledger.commit(),
+        "receive": ledger.receive,
+        "silence": ledger.silent.add,
+        "hear": ledger.silent.discard,
+        "leave": ledger.streaming.discard,
+        "come": ledger.streaming.add,
+        "hold": world.held.add,
+        "release": world.held.discard,
+        "fail": lambda duty: world.failing.update({duty: "sql"}),
+        "heal": lambda duty: world.failing.pop(duty, None),
+        "config": lambda text: world.put("config", text),
+        "wait": lambda _: None,
+    }
+    happens[what](whom)
 
 
 @settings(deadline=None)

@@ -341,7 +341,7 @@ class World:
         return ev.Failed(at_ms=self.now_ms, effect_id=effect_id, duty=duty, kind=kind, detail=f"the story: {kind}")
 
     def _reason_to_fail(self, effect: do.AnyEffect) -> Ending:
-        if effect.resource in ("lease", "leader", "keys") and not self.is_etcd_up:
+        if effect.resource in ("lease", "leader", "sync", "keys") and not self.is_etcd_up:
             return "unavailable"
         if isinstance(effect, do.RenewLease) and effect.lease_id not in self.leases:
             return "lease_gone"
@@ -357,6 +357,18 @@ class World:
                 return self._perform_lease(effect)
             case do.ArmFence() | do.DisarmFence() | do.FenceServer() | do.StopServer():
                 return self._perform_fence(effect)
+            case do.WriteSync() | do.DeleteSync():
+                return self._perform_sync_key(effect)
+            case do.Exit():
+                self.exit = effect
+                return ev.Done()
+            case _ if effect.resource in ("leader", "keys"):
+                return self._perform_key(effect)
+            case _:
+                return self._perform_at_home(effect)
+
+    def _perform_at_home(self, effect: do.AnyEffect) -> ev.AnyResult:
+        match effect:
             case do.AskPeers() | do.AskFailsafe() | do.ReadLeaderHistory():
                 return self._perform_question(effect)
             case do.ReadDataDirectory() | do.InitDb() | do.ClearDataDirectory() | do.Clone() | do.Rewind():
@@ -365,15 +377,11 @@ class World:
                 return self._perform_start(effect)
             case do.Follow() | do.Promote():
                 return self._perform_server(effect)
-            case do.Exit():
-                self.exit = effect
-                return ev.Done()
-            case do.Checkpoint() | do.PrepareCluster():
-                return ev.Done()
-            case do.SetSyncNames() | do.ReleaseSyncNames() | do.EndStaleSenders() | do.ReadSyncMark():
+            case do.SetSyncNames() | do.ReleaseSyncNames() | do.ReadSyncMark():
                 return self._perform_waiting(effect)
-            case _:
-                return self._perform_key(effect)
+            case do.Checkpoint() | do.PrepareCluster() | do.EndStaleSenders():
+                return ev.Done()
+        raise AssertionError(f"the world does not know {effect}")
 
     def _perform_lease(self, effect: do.GrantLease | do.RenewLease | do.RevokeLease) -> ev.AnyResult:
         if isinstance(effect, do.RevokeLease):
@@ -413,20 +421,19 @@ class World:
                 return self._written(held == self.name, effect.key, effect.text)
             case do.RequestFailover():
                 return self._written(True, "failover", effect.text)
-            case do.WriteSync() | do.DeleteSync():
-                seen = self.keys["sync"].mod_revision if "sync" in self.keys else 0
-                text = effect.text if isinstance(effect, do.WriteSync) else None
-                return self._written(held == self.name and seen == effect.mod_revision, "sync", text)
             case do.ClearFailover():
-                return self._written(
-                    self.keys["failover"].mod_revision == effect.mod_revision if "failover" in self.keys else False,
-                    "failover",
-                    "{}",
-                )
+                seen = self.keys.get("failover")
+                return self._written(seen is not None and seen.mod_revision == effect.mod_revision, "failover", "{}")
         raise AssertionError(f"the world does not know {effect}")
 
     def _is_seen(self, effect: do.WriteInitialize, found: KeyChange | None) -> bool:
         return effect.seen_revision == (found.mod_revision if found else 0)
+
+    def _perform_sync_key(self, effect: do.WriteSync | do.DeleteSync) -> ev.KeyWritten:
+        leader, seen = self.keys.get("leader"), self.keys.get("sync")
+        is_leader = leader is not None and leader.value == self.name
+        is_seen = (seen.mod_revision if seen else 0) == effect.mod_revision
+        return self._written(is_leader and is_seen, "sync", effect.text if isinstance(effect, do.WriteSync) else None)
 
     def _written(self, is_applied: bool, key: str, value: str | None, lease_id: int = 0) -> ev.KeyWritten:
         if not is_applied:
@@ -501,7 +508,7 @@ class World:
         return ev.ServerStarted(pid=server.pid)
 
     def _perform_waiting(
-        self, effect: do.SetSyncNames | do.ReleaseSyncNames | do.EndStaleSenders | do.ReadSyncMark
+        self, effect: do.SetSyncNames | do.ReleaseSyncNames | do.ReadSyncMark
     ) -> ev.Done | ev.SyncMarked:
         assert self.server is not None
         if isinstance(effect, do.ReadSyncMark):
