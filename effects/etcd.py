@@ -10,7 +10,7 @@ from typing import Generic, Self, TypeVar
 import anyio
 
 from effects.clock import now_ms
-from effects.errors import EtcdError, EtcdOutcomeUnknown, EtcdRefused, EtcdUnavailable
+from effects.errors import EtcdError, EtcdOutcomeUnknown, EtcdRefused, EtcdUnavailable, LeaseGone
 from effects.etcd_types import Compare, EtcdTls, KeysRead, Lease, Operation, Transacted, WatchBatch
 from effects.etcd_wire import (
     Endpoint,
@@ -41,11 +41,14 @@ TOKEN_FRESH_FOR_MS = 10_000
 
 
 class _Race(Generic[T]):
-    """The attempts at one call, side by side: the first answer counts."""
+    """The attempts at one call, side by side: the first answer counts.
+
+    A refusal is one endpoint's until all have refused: a broken member, or a proxy without a backend, refuses all.
+    """
 
     def __init__(self) -> None:
         self._answer: tuple[Endpoint, T] | None = None
-        self._refusal: EtcdError | None = None
+        self._verdict: LeaseGone | None = None
         self._failures: list[EtcdError] = []
         self._news = anyio.Event()
 
@@ -54,16 +57,16 @@ class _Race(Generic[T]):
         try:
             answer = await attempt(endpoint)
             self._answer = self._answer or (endpoint, answer)
-        except (EtcdUnavailable, EtcdOutcomeUnknown) as error:
-            self._failures.append(error)
+        except LeaseGone as error:
+            self._verdict = error
         except EtcdError as error:
-            self._refusal = error
+            self._failures.append(error)
         self._news.set()
 
     @property
     def is_over(self) -> bool:
-        """True when etcd has answered: yes or no."""
-        return self._answer is not None or self._refusal is not None
+        """True when etcd has answered, also that a lease is gone."""
+        return self._answer is not None or self._verdict is not None
 
     @property
     def failure_count(self) -> int:
@@ -81,10 +84,10 @@ class _Race(Generic[T]):
         self._news = anyio.Event()
 
     def result(self) -> tuple[Endpoint, T]:
-        """The answer and who gave it. Raises: the refusal, or what the failures amount to."""
+        """The answer and who gave it. Raises: LeaseGone, or what the failures amount to."""
         if self._answer:
             return self._answer
-        raise self._refusal or _combined(self._failures)
+        raise self._verdict or _combined(self._failures)
 
 
 class EtcdClient:
@@ -184,7 +187,7 @@ class EtcdClient:
             endpoint = await self._living_endpoint(probe, deadline_ms)
             try:
                 return await self._ask(endpoint, send, deadline_ms, is_write=True)
-            except EtcdUnavailable as error:
+            except (EtcdUnavailable, EtcdRefused) as error:
                 failures.append(error)
         raise _combined(failures)
 
@@ -215,10 +218,11 @@ class EtcdClient:
             finally:
                 await stream.aclose()
         except TokenFault as error:
+            self._put_last(endpoint)
             self._raise_if_fresh(error)
             self._token = None
             raise EtcdUnavailable(str(error)) from None
-        except EtcdUnavailable:
+        except (EtcdUnavailable, EtcdRefused):
             self._put_last(endpoint)
             raise
 
@@ -261,7 +265,7 @@ class EtcdClient:
             return (await self._race(probe, deadline_ms, is_write=False))[0]
         except EtcdRefused:
             # An answer as well: the transaction will hear it too, and say it in its own words.
-            return max(self._endpoints, key=lambda endpoint: endpoint.answered_at_ms or 0)
+            return self._endpoints[0]
 
     async def _ask(self, endpoint: Endpoint, send: Send[T], deadline_ms: int, *, is_write: bool) -> T:
         """One endpoint's answer; a token that it does not take any more is renewed once."""
@@ -272,7 +276,7 @@ class EtcdClient:
             except TokenFault:
                 token = await self._token_except(token, endpoint, deadline_ms)
                 return await endpoint.ask(send, token, deadline_ms - now_ms(), is_write=is_write)
-        except (EtcdUnavailable, EtcdOutcomeUnknown):
+        except (EtcdUnavailable, EtcdOutcomeUnknown, EtcdRefused):
             self._put_last(endpoint)
             raise
 
@@ -298,6 +302,8 @@ class EtcdClient:
 
 
 def _combined(failures: Sequence[EtcdError]) -> EtcdError:
-    """What failures at all endpoints amount to: one unknown outcome makes the whole unknown."""
-    kind = EtcdOutcomeUnknown if any(isinstance(error, EtcdOutcomeUnknown) for error in failures) else EtcdUnavailable
-    return kind("; ".join(dict.fromkeys(str(error) for error in failures)) or "no time left to ask etcd")
+    """What failures at all endpoints amount to: an unknown outcome before a refusal, a refusal before silence."""
+    text = "; ".join(dict.fromkeys(str(error) for error in failures)) or "no time left to ask etcd"
+    if any(isinstance(error, EtcdOutcomeUnknown) for error in failures):
+        return EtcdOutcomeUnknown(text)
+    return EtcdRefused(text) if any(isinstance(error, EtcdRefused) for error in failures) else EtcdUnavailable(text)

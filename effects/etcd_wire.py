@@ -139,7 +139,8 @@ class Endpoint:
             answer = await send(self, metadata_with(token), timeout_ms / 1000)
         except grpc.aio.AioRpcError as error:
             renamed = renamed_error(error, self.address, is_write=is_write)
-            self.answered_at_ms = None if isinstance(renamed, EtcdUnavailable | EtcdOutcomeUnknown) else now_ms()
+            # Not a refusal either: a proxy or a broken member can say no to everything.
+            self.answered_at_ms = now_ms() if isinstance(renamed, LeaseGone) else None
             raise renamed from None
         except asyncio.CancelledError:
             await _raise_if_cancelled()
