@@ -19,7 +19,9 @@ from api.cli.demo.writer import connection_options
 from effects.clock import now_ms
 from effects.errors import MatriarchError
 from effects.log_reader import read_log
+from fsm.effects import Effect
 from fsm.entries import Entry, decode_entry
+from fsm.machine import Issued
 
 SETTLED_TIMEOUT_S = 60
 STREAMING = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
@@ -37,7 +39,8 @@ class Wanted(TypedDict, total=False):
     nodes: Mapping[str, Mapping[str, Any]]
     """Settings by node, laid over its patroni.yml: `{"n2": {"tags": {"nofailover": True}}}`; "*" is every node."""
     idle: Collection[str]
-    """Nodes that are not started; `real.cluster.node(name).start()` does it later."""
+    """Nodes that are not started; `real.cluster.node(name).start()` does it later. With all of them idle there is no
+    cluster yet."""
     hosts: Callable[[tuple[str, ...]], list[str]]
     """Makes `etcd3.hosts` of the members' endpoints; the endpoints themselves."""
 
@@ -69,14 +72,21 @@ class RealCluster:
         """The node that leads by the newest picture."""
         return self.cluster.node(self.primary)
 
-    def entries(self) -> list[Entry]:
-        """What all nodes logged."""
-        return [
-            decode_entry(line.body)
-            for node in self.cluster.nodes
-            for line in read_log([node.log_dir])
-            if line.kind == "entry"
-        ]
+    @property
+    def replicas(self) -> list[DemoNode]:
+        """The nodes that do not lead by the newest picture."""
+        return [node for node in self.cluster.nodes if node.name != self.primary]
+
+    def entries(self, *names: str, since_ms: int = 0) -> list[Entry]:
+        """What nodes logged, all of them unless some are named, node by node."""
+        nodes = [node for node in self.cluster.nodes if not names or node.name in names]
+        found = [decode_entry(line.body) for n in nodes for line in read_log([n.log_dir]) if line.kind == "entry"]
+        return [entry for entry in found if entry.event.at_ms >= since_ms]
+
+    def orders(self, kind: type[Effect], *names: str, since_ms: int = 0) -> list[Issued]:
+        """Every effect of a kind that nodes asked for, all of them unless some are named."""
+        entries = self.entries(*names, since_ms=since_ms)
+        return [issued for entry in entries for issued in entry.effects if isinstance(issued.effect, kind)]
 
 
 def _is_settled(picture: ClusterPicture, but: Collection[str]) -> bool:
@@ -99,11 +109,14 @@ async def running_cluster(**wanted: Unpack[Wanted]) -> AsyncIterator[tuple[RealC
             async with Watcher(cluster) as watcher:
                 await cluster.start(but=idle)
                 began_ms = now_ms()
-                await anyio.to_thread.run_sync(_until_all_stream, cluster, len(cluster.nodes) - len(idle) - 1)
-                took_ms = now_ms() - began_ms
                 real = RealCluster(cluster, watcher)
-                await real.settled(but=idle)
-                yield real, took_ms
+                if len(idle) < len(cluster.nodes):
+                    await anyio.to_thread.run_sync(_until_all_stream, cluster, len(cluster.nodes) - len(idle) - 1)
+                    took_ms = now_ms() - began_ms
+                    await real.settled(but=idle)
+                    yield real, took_ms
+                else:
+                    yield real, 0
         finally:
             with anyio.CancelScope(shield=True):
                 await cluster.stop()

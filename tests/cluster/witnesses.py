@@ -1,23 +1,29 @@
 """What watches a real cluster in the tests: a monitor of two primaries, writers that know what was acknowledged."""
 
+import signal
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import Unpack
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, LiteralString, Unpack
 
 import anyio
 import anyio.to_thread
 import psycopg
 
+from api.cli.demo import processes
 from api.cli.demo.cluster import DemoNode
 from api.cli.demo.servers import make_tables, primary_connection
 from api.cli.demo.writer import TABLE, Writer, connection_options
 from effects.clock import now_ms
+from effects.etcd import EtcdClient
+from effects.etcd_types import KeyValue
 from effects.log_reader import read_log
 from fsm.replay import Replay
 from tests.cluster.harness import RealCluster, Wanted, running_cluster
 
 PATIENCE_S = 60
+PREFIX = "/service/demo/"
+STREAMING_FROM = "SELECT array_agg(pid ORDER BY pid) FROM pg_stat_replication WHERE state = 'streaming'"
 TRY_WRITE = "INSERT INTO monitor (at_ms) VALUES (%s)"
 
 
@@ -140,6 +146,59 @@ def check_replay(node: DemoNode) -> None:
     for line in read_log([node.log_dir]):
         assert run.take(line.kind, line.body, line.missing) is None, run.verdict
     assert run.verdict.entries > 0
+
+
+def server_connection(real: RealCluster, name: str, **options: Any) -> psycopg.Connection[Any]:
+    """A connection to one node's server, whatever its role, to be closed by the caller."""
+    port = real.cluster.node(name).plan.postgres_port
+    of_all = connection_options(real.cluster.plan, session="any")
+    return psycopg.connect(**of_all | {"host": "127.0.0.1", "port": str(port)} | options)
+
+
+def ask_server(real: RealCluster, name: str, query: LiteralString, *values: object) -> Any:
+    """The first column of the only row that a query returns on one node's server."""
+    with server_connection(real, name) as connection:
+        row = connection.execute(query, values or None).fetchone()
+    assert row is not None
+    return row[0]
+
+
+def ask_primary(real: RealCluster, query: LiteralString, *values: object) -> Any:
+    """The first column of the only row that a query returns on the primary."""
+    with primary_connection(real.cluster.plan) as connection:
+        row = connection.execute(query, values or None).fetchone()
+    assert row is not None
+    return row[0]
+
+
+def postmaster_of(node: DemoNode) -> int:
+    """The postmaster that runs on a node."""
+    return processes.server_of(node.data_dir)[0]
+
+
+def processes_like(real: RealCluster, name: str, query: LiteralString) -> list[int]:
+    """The processes of a node's server that a query names, such as its WAL senders."""
+    with server_connection(real, name) as connection:
+        return [pid for (pid,) in connection.execute(query).fetchall()]
+
+
+@contextmanager
+def frozen_processes(pids: Collection[int]) -> Iterator[None]:
+    """Processes stand still inside (SIGSTOP)."""
+    for pid in pids:
+        processes.send(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            processes.send(pid, signal.SIGCONT)
+
+
+async def read_key(real: RealCluster, name: str) -> KeyValue | None:
+    """A key of the cluster as etcd has it."""
+    async with EtcdClient(real.cluster.etcd_cluster.endpoints) as client:
+        read = await client.read_prefix(PREFIX + name, timeout_ms=5_000)
+    return next((found for found in read.keys if found.key == PREFIX + name), None)
 
 
 async def until(holds: Callable[[], bool]) -> None:
