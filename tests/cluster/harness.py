@@ -79,7 +79,7 @@ class RealCluster:
 
     def entries(self, *names: str, since_ms: int = 0) -> list[Entry]:
         """What nodes logged, all of them unless some are named, node by node."""
-        nodes = [node for node in self.cluster.nodes if not names or node.name in names]
+        nodes = [n for n in self.cluster.nodes if n.log_dir.exists() and (not names or n.name in names)]
         found = [decode_entry(line.body) for n in nodes for line in read_log([n.log_dir]) if line.kind == "entry"]
         return [entry for entry in found if entry.event.at_ms >= since_ms]
 

@@ -171,6 +171,13 @@ def ask_primary(real: RealCluster, query: LiteralString, *values: object) -> Any
     return row[0]
 
 
+def tell_primary(real: RealCluster, *statements: LiteralString) -> None:
+    """Executes statements on the primary, each in a transaction of its own."""
+    with primary_connection(real.cluster.plan) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
 def postmaster_of(node: DemoNode) -> int:
     """The postmaster that runs on a node."""
     return processes.server_of(node.data_dir)[0]
