@@ -18,13 +18,13 @@ MADE_FOR := $(VENV)/made-for
 FOR_DEMO := $(VENV)/installed-for-demo
 FOR_TESTS := $(VENV)/installed-for-tests
 
-.PHONY: help demo test check lint bench golden requirements clean moved
+.PHONY: help demo test check lint bench durability golden requirements clean moved
 
 help: ## list these targets
 	@echo "make demo takes TOUR=1, KEEP=directory, POSTGRES=16 and POSTGRES_BIN=directory;"
 	@echo "make test and make check take ARGS='-k word' for pytest; all take PYTHON=/path/to/python3."
 	@echo
-	@sed -n '/^[a-z]*:.*## /{ s/:.*## /              /; s/^\(.\{14\}\) */  make \1/; p; }' Makefile
+	@sed -n '/^[a-z-]*:.*## /{ s/:.*## /              /; s/^\(.\{14\}\) */  make \1/; p; }' Makefile
 
 demo: $(FOR_DEMO) ## three nodes and an etcd on this machine, live; TOUR=1 tells a failover without a terminal
 	@exec $(VENV)/bin/matriarch demo $(if $(filter-out 0,$(TOUR)),--tour) $(if $(KEEP),--keep "$(KEEP)") \
@@ -46,6 +46,9 @@ lint: $(FOR_TESTS) ## formatting, ruff's rules and mypy, strict
 
 bench: $(FOR_TESTS) ## measure, and compare with the budgets
 	@$(PY) -m tests.bench $(ARGS)
+
+durability: $(FOR_TESTS) ## kill the primary's node ROUNDS=20 times in each synchronous mode; no acknowledged row may be lost
+	@ROUNDS=$(if $(ROUNDS),$(ROUNDS),20) $(PYTEST) tests/cluster/test_durability.py $(ARGS)
 
 golden: $(FOR_TESTS) ## rewrite the golden files and generated pages; commit what you can explain
 	@$(PY) -m tests.golden_update

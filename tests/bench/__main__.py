@@ -61,6 +61,15 @@ async def measure_cluster(figures: Figures, rounds: int) -> None:
         figures.add("etcd requests at ttl 20", [rest["etcd_requests_per_s"]], "/s", "2 /s", "3.2 /s")
 
 
+async def measure_synchronous(figures: Figures, rounds: int) -> None:
+    """Writes through the loss of a synchronous standby, and of a leader that has one."""
+    for size in (2, 3):
+        async with running_cluster(size=size, dynamic={"synchronous_mode": True, "ttl": 20}) as (real, _):
+            found = [await Bench(real).synchronous_standby_silent() for _ in range(rounds)]
+            name = f"synchronous standby silent, 1 of {size - 1}, ttl=20"
+            figures.add(name, [part["gap"] or 0 for part in found], "ms", "2,000 ms", "20,800 ms")
+
+
 async def _measure_faults(figures: Figures, bench: Bench, rounds: int) -> None:
     reactions = [await bench.watch_to_effect() for _ in range(rounds)]
     figures.add("change at etcd to effect ordered", reactions, "ms", "20 ms")
@@ -84,6 +93,7 @@ def main(rounds: int, only_core: bool) -> None:
     figures.add("replay", core.replay_per_s(), "/s", "20,000 /s")
     if not only_core:
         anyio.run(measure_cluster, figures, rounds)
+        anyio.run(measure_synchronous, figures, rounds)
     Console(width=120).print(figures.table)
 
 

@@ -16,9 +16,8 @@ from api.cli.demo.writer import Writer
 from effects.clock import now_ms
 from effects.etcd import EtcdClient
 from effects.etcd_types import put
-from tests.cluster.harness import SETTLED_TIMEOUT_S, RealCluster
-
-PREFIX = "/service/demo/"
+from tests.cluster.faults import freeze_node, thaw_node
+from tests.cluster.harness import PREFIX, SETTLED_TIMEOUT_S, RealCluster, sync_key
 
 
 class Bench:
@@ -77,6 +76,16 @@ class Bench:
         """A planned switchover."""
         candidate = next(node.name for node in self.cluster.nodes if node.name != self.real.primary)
         found = await self.outage(measure.frees_the_leader_key, lambda: self.watcher.switch_over(candidate))
+        await self.real.settled()
+        return found
+
+    async def synchronous_standby_silent(self) -> dict[str, float | None]:
+        """Every process of the synchronous standby's node stops running; its connections stay, its lease runs on."""
+        while not (members := (await sync_key(self.real)).members):  # noqa: ASYNC110 - other processes
+            await anyio.sleep(0.05)
+        node = self.cluster.node(members[0])
+        found = await self.outage(measure.frees_the_leader_key, lambda: freeze_node(node))
+        thaw_node(node)
         await self.real.settled()
         return found
 

@@ -18,12 +18,16 @@ from api.cli.demo.workspace import Workspace, open_workspace
 from api.cli.demo.writer import connection_options
 from effects.clock import now_ms
 from effects.errors import MatriarchError
+from effects.etcd import EtcdClient
 from effects.log_reader import read_log
 from fsm.effects import Effect
 from fsm.entries import Entry, decode_entry
 from fsm.machine import Issued
+from fsm.wire import SyncKey, parse_sync
 
 SETTLED_TIMEOUT_S = 60
+PREFIX = "/service/demo/"
+"""Where the cluster's keys lie in etcd."""
 STREAMING = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
 
 
@@ -43,6 +47,13 @@ class Wanted(TypedDict, total=False):
     cluster yet."""
     hosts: Callable[[tuple[str, ...]], list[str]]
     """Makes `etcd3.hosts` of the members' endpoints; the endpoints themselves."""
+
+
+async def sync_key(real: "RealCluster") -> SyncKey:
+    """The `sync` key as etcd has it."""
+    async with EtcdClient(list(real.cluster.etcd_cluster.endpoints)) as client:
+        read = await client.read_prefix(f"{PREFIX}sync", timeout_ms=5_000)
+    return parse_sync(read.keys[0].value if read.keys else None)
 
 
 class RealCluster:

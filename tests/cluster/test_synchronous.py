@@ -1,49 +1,32 @@
-"""Synchronous modes on real servers: what was acknowledged survives the loss of the node that acknowledged it.
-
-`ROUNDS=20` runs the durability tests that often; a test run does two rounds each.
-"""
+"""Synchronous modes on real servers: what was acknowledged survives the loss of the node that acknowledged it."""
 
 import json
-import os
-import signal
 import time
-from collections.abc import Callable
 from typing import Any
 
 import anyio
 import anyio.to_thread
 import pytest
 
-from api.cli.demo import processes
-from api.cli.demo.cluster import DemoNode
 from api.cli.demo.servers import primary_connection
 from effects.clock import now_ms
 from effects.etcd import EtcdClient
 from effects.etcd_types import put
-from fsm.wire import SyncKey, parse_sync
-from tests.cluster.harness import RealCluster
-from tests.cluster.witnesses import PATIENCE_S, Writers, until, until_led_by_another, watched_cluster
+from tests.cluster.faults import freeze_node, freeze_server, thaw_node, thaw_server
+from tests.cluster.harness import PREFIX, RealCluster, sync_key
+from tests.cluster.witnesses import (
+    PATIENCE_S,
+    Writers,
+    standbys,
+    until,
+    until_led_by_another,
+    until_synchronous,
+    watched_cluster,
+)
 
 pytestmark = [pytest.mark.anyio, pytest.mark.servers]
 
-ROUNDS = int(os.environ.get("ROUNDS", "2"))
-PREFIX = "/service/demo/"
 TTL_S = 4
-
-
-async def sync_key(real: RealCluster) -> SyncKey:
-    """The `sync` key as etcd has it."""
-    async with EtcdClient(list(real.cluster.etcd_cluster.endpoints)) as client:
-        read = await client.read_prefix(f"{PREFIX}sync", timeout_ms=5_000)
-    return parse_sync(read.keys[0].value if read.keys else None)
-
-
-async def until_synchronous(real: RealCluster, holds: Callable[[SyncKey], bool]) -> SyncKey:
-    """The `sync` key, once it is as wanted."""
-    with anyio.fail_after(PATIENCE_S):
-        while not holds(found := await sync_key(real)):  # noqa: ASYNC110 - other processes
-            await anyio.sleep(0.05)
-    return found
 
 
 async def configure(real: RealCluster, **settings: object) -> None:
@@ -60,49 +43,6 @@ def names_in_force(real: RealCluster) -> str:
         row = connection.execute("SHOW synchronous_standby_names").fetchone()
     assert row is not None
     return str(row[0])
-
-
-def standbys(real: RealCluster) -> list[DemoNode]:
-    """The nodes that do not lead."""
-    return [node for node in real.cluster.nodes if node.name != real.primary]
-
-
-async def lose_the_leader(real: RealCluster, writers: Writers) -> None:
-    """Kill -9 everything of the leader's node under load; another leads; the node comes back."""
-    since_ms = now_ms()
-    await until(lambda: writers.have_written(50, since_ms=since_ms))
-    old = real.leader
-    old.crash()
-    await until_led_by_another(real, old.name)
-    old.bring_back()
-    await real.settled()
-
-
-MODES: dict[str, dict[str, Any]] = {
-    "on": {"synchronous_mode": True},
-    "strict": {"synchronous_mode": True, "synchronous_mode_strict": True},
-    "two": {"synchronous_mode": True, "synchronous_node_count": 2},
-    "quorum": {"synchronous_mode": "quorum"},
-}
-
-
-@pytest.mark.parametrize("mode", MODES)
-async def test_acknowledged_rows_survive_when_the_leaders_node_is_killed(mode: str) -> None:
-    """Again and again, while a standby's server is killed as well between the rounds."""
-    wanted_members = {"on": 1, "strict": 1, "two": 2, "quorum": 2}[mode]
-    async with watched_cluster(dynamic={**MODES[mode], "ttl": TTL_S}) as (real, _):
-        with Writers(real) as writers:
-            for number in range(ROUNDS):
-                await until_synchronous(
-                    real, lambda key: key.leader == real.primary and len(key.members) == wanted_members
-                )
-                if number % 2:
-                    standbys(real)[0].crash_server()
-                    await real.settled()
-                    await until_synchronous(real, lambda key: len(key.members) == wanted_members)
-                await lose_the_leader(real, writers)
-        assert writers.lost() == set()
-        assert len(writers.acknowledged) >= 50 * ROUNDS
 
 
 async def test_commits_go_on_when_the_only_synchronous_standby_dies_without_a_word() -> None:
@@ -279,36 +219,6 @@ async def test_node_that_restarts_first_leaves_the_key_when_it_may_miss_commits(
 
 
 # ---- a node's processes, and what the servers say --------------------------------------------------------------------
-
-
-def freeze_server(node: DemoNode) -> None:
-    """No process of the server runs; its connections stay."""
-    for pid in processes.server_of(node.data_dir):
-        os.kill(pid, signal.SIGSTOP)
-
-
-def thaw_server(node: DemoNode) -> None:
-    """The server's processes go on."""
-    for pid in processes.server_of(node.data_dir):
-        os.kill(pid, signal.SIGCONT)
-
-
-def freeze_node(node: DemoNode) -> None:
-    """Nothing of the node runs, and nobody is told: its connections stay, its lease runs on."""
-    node.freeze()
-    fence = processes.fence_of(node.state_dir)
-    if fence is not None:
-        os.kill(fence, signal.SIGSTOP)
-    freeze_server(node)
-
-
-def thaw_node(node: DemoNode) -> None:
-    """The node's processes go on."""
-    thaw_server(node)
-    fence = processes.fence_of(node.state_dir)
-    if fence is not None:
-        os.kill(fence, signal.SIGCONT)
-    node.bring_back()
 
 
 async def has_member_key(real: RealCluster, name: str) -> bool:

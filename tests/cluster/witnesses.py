@@ -19,7 +19,8 @@ from effects.etcd import EtcdClient
 from effects.etcd_types import KeyValue
 from effects.log_reader import read_log
 from fsm.replay import Replay
-from tests.cluster.harness import RealCluster, Wanted, running_cluster
+from fsm.wire import SyncKey
+from tests.cluster.harness import RealCluster, Wanted, running_cluster, sync_key
 
 PATIENCE_S = 60
 PREFIX = "/service/demo/"
@@ -220,3 +221,16 @@ async def until_led_by_another(real: RealCluster, old: str) -> None:
     with anyio.fail_after(PATIENCE_S):
         while (found := (await real.watcher.look()).primary) is None or found.name == old:  # noqa: ASYNC110
             await anyio.sleep(0.05)
+
+
+async def until_synchronous(real: RealCluster, holds: Callable[[SyncKey], bool]) -> SyncKey:
+    """The `sync` key, once it is as wanted."""
+    with anyio.fail_after(PATIENCE_S):
+        while not holds(found := await sync_key(real)):  # noqa: ASYNC110 - other processes
+            await anyio.sleep(0.05)
+    return found
+
+
+def standbys(real: RealCluster) -> list[DemoNode]:
+    """The nodes that do not lead."""
+    return [node for node in real.cluster.nodes if node.name != real.primary]
