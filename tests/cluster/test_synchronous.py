@@ -6,6 +6,7 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import httpx
 import pytest
 
 from api.cli.demo.servers import primary_connection
@@ -253,3 +254,29 @@ def until_silent_for_a_term(real: RealCluster) -> None:
     while now_ms() - began_ms < 2 * TTL_S * 1000:
         assert waiting_commits(real) > 0
         time.sleep(0.2)
+
+
+@pytest.mark.parametrize("mode", ["on", "quorum"])
+async def test_switchover_goes_to_a_synchronous_standby_when_asked(mode: str) -> None:
+    """To a member of the key and back; whom the key does not name is refused, and nothing happens."""
+    async with watched_cluster(dynamic={"synchronous_mode": mode, "ttl": TTL_S}) as (real, _):
+        with Writers(real) as writers:
+            for _ in range(2):
+                key = await until_synchronous(real, lambda key: key.leader == real.primary and bool(key.members))
+                old, count = real.primary, len(writers.acknowledged)
+                outsiders = [node.name for node in standbys(real) if node.name not in key.members]
+                for name in outsiders if mode == "on" else []:
+                    assert (await ask_for_switchover(real, name)).status_code == 412
+                assert (await ask_for_switchover(real, key.members[0])).status_code == 200
+                await until_led_by_another(real, old)
+                assert real.primary == key.members[0]
+                await until(lambda count=count: len(writers.acknowledged) > count + 20)  # type: ignore[misc]
+                await real.settled()
+        assert writers.lost() == set()
+
+
+async def ask_for_switchover(real: RealCluster, candidate: str) -> httpx.Response:
+    """POST /switchover at the leader."""
+    async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
+        body = {"leader": real.primary, "candidate": candidate}
+        return await http.post(f"{real.leader.plan.api_url}/switchover", json=body)
