@@ -7,9 +7,11 @@ PY := $(VENV)/bin/python
 unexport PYTHONPATH PYTHONHOME
 
 PIP := $(PY) -m pip --disable-pip-version-check --no-input -q
-# Only etcd3 has no wheel. It is built by the setuptools of requirements-build.txt: for a build environment of its own
-# pip would fetch whichever is the newest, unchecked.
-PIP_INSTALL := $(PIP) install --require-hashes --no-build-isolation --only-binary :all: --no-binary etcd3
+# These have no wheel: etcd3, and of what patroni (the tests' patronictl) needs python-etcd and ydiff. They are built by
+# the setuptools of requirements-build.txt: for a build environment of its own pip would fetch whichever is the newest,
+# unchecked.
+PIP_INSTALL := $(PIP) install --require-hashes --no-build-isolation --only-binary :all: \
+    --no-binary etcd3,python-etcd,ydiff
 # A test that takes this long hangs: every thread's stack is printed, and the test goes on.
 PYTEST := $(PY) -m pytest -o faulthandler_timeout=300
 ARGS ?=
