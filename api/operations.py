@@ -16,7 +16,7 @@ from starlette.routing import Route
 from api.answers import Rejected, read_object, text_answer, text_of
 from effects.board import Board
 from fsm import status
-from fsm.dynamic import TTL_MAX_S
+from fsm.dynamic import TTL_MAX_S, as_bool
 from fsm.events import AnyEvent, FailsafeAsked, ReinitAsked, SwitchoverAsked
 from fsm.status import AskedSwitchover
 from fsm.view import View
@@ -29,6 +29,8 @@ OBSTACLE_LASTS_S = 1.5
 FAILSAFE_WAIT_S = 0.4
 """How long a leader is kept waiting for this node's promise; it gives its members 500 ms."""
 SWITCHOVER_WAIT_LEAST_S = 10
+TAKEN_WAIT_S = 2
+"""How long a request may be on its way to the machine, which takes milliseconds."""
 
 
 class Operations:
@@ -126,13 +128,26 @@ class Operations:
     # ---- reinitialize
 
     async def reinitialize(self, request: Request) -> Response:
-        """Begins to replace this node's data by a new base backup. Source: Patroni, POST /reinitialize."""
-        await read_object(request, is_optional=True)
-        obstacle = status.reinit_obstacle(self._board.current.view)
+        """Begins to replace this node's data by a new base backup. Source: Patroni, POST /reinitialize.
+
+        Answered once the status tells of it: who asks at once after that is not told of the old server.
+        """
+        body = await read_object(request, is_optional=True)
+        is_forced, is_from_leader = (as_bool(body.get(name), False) for name in ("force", "from_leader"))
+        self._check_reinit(is_forced)
+        asked = ReinitAsked(at_ms=self._now_ms(), by=_who(request), is_from_leader=is_from_leader, is_forced=is_forced)
+        self._submit(asked)
+        if not await self._found_on_board(
+            lambda view: status.has_taken_reinit(view, asked.at_ms) or None, TAKEN_WAIT_S
+        ):
+            self._check_reinit(is_forced)
+            raise Rejected(503, f"the agent did not take the request within {TAKEN_WAIT_S} s")
+        return text_answer("reinitialize started")
+
+    def _check_reinit(self, is_forced: bool) -> None:
+        obstacle = status.reinit_obstacle(self._board.current.view, is_forced=is_forced)
         if obstacle is not None:
             raise Rejected(503, obstacle)
-        self._submit(ReinitAsked(at_ms=self._now_ms(), by=_who(request)))
-        return text_answer("reinitialize started")
 
     # ---- failsafe
 

@@ -140,6 +140,10 @@ class ReinitAsked(Event, frozen=True, kw_only=True):
     """An operator asked to replace this node's data directory by a new base backup."""
 
     by: str = ""
+    is_from_leader: bool = False
+    """True to copy the leader even where another member offers itself."""
+    is_forced: bool = False
+    """True to give up a base backup or pg_rewind that is under way."""
 
 
 class FailsafeAsked(Event, frozen=True, kw_only=True):

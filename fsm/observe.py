@@ -39,7 +39,7 @@ from fsm.events import (
     Unknown,
 )
 from fsm.facts import Key, KeyChange
-from fsm.publish import failsafe_addresses
+from fsm.publish import failsafe_addresses, is_rebuilding
 from fsm.states import State
 from fsm.timing import CRASH_FORGIVEN_AFTER_MS, UNANSWERED_GRACE_MS, writable_until_ms
 from fsm.view import Attempts, Fence, HeardPeer, LeaderHistory, Lease, Promise, Server, Underway, View
@@ -166,7 +166,9 @@ def _with_meaning(view: View, change: KeyChange) -> View:
     match change.key:
         case "leader":
             since = None if change.value is not None else view.leader_free_since_ms or view.now_ms
-            return replace(view, leader_free_since_ms=since)
+            view = replace(view, leader_free_since_ms=since)
+            # Whoever leads has the data that all others copy: what was asked before is void.
+            return _without_reinit(view) if view.name and change.value == view.name else view
         case "config":
             # Before the cluster has a configuration, this node's own first one is the best guess.
             first = view.identity.first_config if view.identity else None
@@ -284,7 +286,22 @@ def _switchover_asked(view: View, event: SwitchoverAsked) -> View:
 
 
 def _reinit_asked(view: View, event: ReinitAsked) -> View:
-    return replace(view, is_reinit_asked=True)
+    """Nothing for a leader, nor for what is being done already, unless it is to be done anew; no failure counts any
+    more, so that it begins at once."""
+    if view.leader == view.name or (is_rebuilding(view) and not event.is_forced):
+        return view
+    attempts = {duty: attempt for duty, attempt in view.attempts.items() if duty not in ("clone", "clear-directory")}
+    return replace(
+        view,
+        is_reinit_asked=True,
+        reinit_asked_at_ms=event.at_ms,
+        is_reinit_from_leader=event.is_from_leader,
+        attempts=attempts,
+    )
+
+
+def _without_reinit(view: View) -> View:
+    return replace(view, is_reinit_asked=False, is_reinit_from_leader=False)
 
 
 def _failsafe_asked(view: View, event: FailsafeAsked) -> View:
@@ -303,6 +320,8 @@ def _failsafe_asked(view: View, event: FailsafeAsked) -> View:
 
 
 def _succeeded(view: View, event: Succeeded) -> View:
+    if event.duty == "clone":
+        view = _with_clone(view)
     view = _answered(view, event.duty, event.effect_id)
     view = replace(
         view,
@@ -355,7 +374,7 @@ def _with_failure(view: View, duty: str, kind: str, detail: str) -> View:
 
 def _done(view: View, event: Succeeded, result: Done) -> View:
     if event.duty in CHANGES_DIRECTORY:
-        return _with_clone(view) if event.duty == "clone" else replace(view, directory=None)
+        return replace(view, directory=None)
     match event.duty:
         case "disarm-fence":
             return replace(view, fence=replace(view.fence, armed_until_ms=None))
@@ -368,9 +387,13 @@ def _done(view: View, event: Succeeded, result: Done) -> View:
 
 
 def _with_clone(view: View) -> View:
-    """New data: nobody need ask for them again, and what failed on the old ones says nothing about these."""
+    """New data: what failed on the old ones says nothing about these, and who asked for them before they were begun
+    need not ask again."""
     attempts = {duty: attempt for duty, attempt in view.attempts.items() if duty != "rewind"}
-    return replace(view, directory=None, is_reinit_asked=False, attempts=attempts)
+    view = replace(view, attempts=attempts)
+    begun = view.underway.get("clone")
+    is_answer = begun is None or begun.since_ms >= view.reinit_asked_at_ms
+    return _without_reinit(view) if is_answer else view
 
 
 def _lease_held(view: View, event: Succeeded, result: LeaseHeld) -> View:

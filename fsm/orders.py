@@ -5,7 +5,7 @@ from typing import Literal
 from fsm import effects as do
 from fsm.election import everybody_else, other_members
 from fsm.facts import Upstream
-from fsm.guards import is_initialize_claim_ours, leader_to_follow, wanted_upstream
+from fsm.guards import clone_source, is_initialize_claim_ours, leader_to_follow, wanted_upstream
 from fsm.publish import failsafe_addresses, failsafe_text, history_text, member_text, own_address, status_text
 from fsm.sync import first_names, names_to_order, next_key
 from fsm.syncnames import NOBODY
@@ -234,8 +234,11 @@ def clear_directory(view: View) -> do.ClearDataDirectory:
 
 
 def clone(view: View) -> do.Clone:
-    """A base backup of the leader."""
-    return do.Clone(timeout_ms=LONG_MS, upstream=_source(view))
+    """A base backup of the leader, or of a member that offers itself for it."""
+    member = clone_source(view)
+    assert member is not None
+    assert member.upstream is not None
+    return do.Clone(timeout_ms=LONG_MS, upstream=member.upstream)
 
 
 def rewind(view: View) -> do.Rewind:

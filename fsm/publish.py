@@ -18,13 +18,23 @@ def postgres_state(view: View) -> str:
     busy = {u.kind for u in view.underway.values()}
     if "InitDb" in busy:
         return "initializing new cluster"
-    if "Clone" in busy:
+    if is_rebuilding(view):
         return "creating replica"
     if "FenceServer" in busy or "StopServer" in busy:
         return "stopping"
+    if view.server.process != "running" and view.state is State.REINIT:
+        return "starting"  # the new data are there
     if view.server.process != "running":
         return "crashed" if view.state is State.LEADER and view.server.exited_at_ms else "stopped"
     return "running" if view.server.probe is not None else "starting"
+
+
+def is_rebuilding(view: View) -> bool:
+    """True while this node's data are replaced by a base backup: from when that is decided or asked for until the copy
+    is complete, so that nobody who waits for the end takes the old server for the new one."""
+    if view.is_reinit_asked or "clone" in view.underway:
+        return True
+    return view.state is State.REINIT and not view.has_achieved("clone", view.state_since_ms)
 
 
 def postgres_role(view: View) -> str:
@@ -65,8 +75,8 @@ def _has_yet_to_checkpoint(view: View) -> bool:
 
 def _positions(view: View) -> dict[str, Any]:
     probe = view.server.probe
-    if probe is None:
-        return {}
+    if probe is None or is_rebuilding(view):
+        return {}  # Source: Patroni, which leaves them out during long work
     fields: dict[str, Any] = {"xlog_location": probe.position_lsn}
     if probe.in_recovery:
         fields |= {"replay_lsn": probe.replayed_lsn, "receive_lsn": probe.received_lsn}

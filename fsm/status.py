@@ -15,7 +15,7 @@ from fsm.dynamic import as_bool
 from fsm.events import FailsafeAsked
 from fsm.facts import Probe
 from fsm.guards import handover_targets, is_leader_key_named_for_us, is_primary_running
-from fsm.publish import postgres_role, postgres_state
+from fsm.publish import is_rebuilding, postgres_role, postgres_state
 from fsm.states import State
 from fsm.view import View
 from fsm.wire import PATRONI_VERSION, FailoverRequest, Member, is_barred_by_tags, json_object
@@ -456,15 +456,26 @@ def switchover_outcome(view: View, asked: AskedSwitchover) -> Literal["moved", "
     return "dropped" if not is_waiting and failover_revision(view) > asked.revision else None
 
 
-def reinit_obstacle(view: View) -> str | None:
-    """Why this node's data cannot be replaced now, in one line; None if nothing speaks against it."""
+def reinit_obstacle(view: View, *, is_forced: bool = False) -> str | None:
+    """Why this node's data cannot be replaced now, in one line; None if nothing speaks against it.
+
+    `is_forced`: what is under way may be given up for it. Source: Patroni, POST /reinitialize, whose command line
+    offers that when the line ends with " already in progress".
+    """
     if view.leader is None:
         return "Cluster has no leader, can not reinitialize"
     if view.leader == view.name:
         return "I am the leader, can not reinitialize"
-    if view.is_reinit_asked or view.state is State.REINIT or "clone" in view.underway:
+    if is_forced:
+        return None
+    if is_rebuilding(view):
         return "reinitialize already in progress"
-    return None
+    return "pg_rewind already in progress" if "rewind" in view.underway else None
+
+
+def has_taken_reinit(view: View, asked_at_ms: int) -> bool:
+    """True once the request made at an instant, or a later one, was taken: from then on the status tells of it."""
+    return view.reinit_asked_at_ms >= asked_at_ms
 
 
 def is_leading_in_any_way(view: View) -> bool:

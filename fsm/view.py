@@ -176,6 +176,9 @@ class View(Fact, frozen=True, kw_only=True):
     published_at_ms: int = 0
 
     is_reinit_asked: bool = False
+    """An operator asked to replace this node's data, and it is not done yet."""
+    reinit_asked_at_ms: int = 0
+    is_reinit_from_leader: bool = False
     switchover: FailoverRequest | None = None
     """A switchover asked of this node that is not yet in etcd."""
 

@@ -3,6 +3,12 @@
 Each docstring is what a person reads when the guard is the reason why something did or did not happen.
 """
 
+from fsm.guards.cloning import (
+    clone_source,
+    clone_sources,
+    is_reinit_to_begin_anew,
+    is_start_allowed,
+)
 from fsm.guards.cluster import (
     has_data_of_another_cluster,
     has_data_of_this_cluster,
@@ -139,6 +145,8 @@ from fsm.guards.synchronous import (
 )
 
 __all__ = [
+    "clone_source",
+    "clone_sources",
     "handover_targets",
     "has_begun_rewind",
     "has_clone_source",
@@ -221,6 +229,7 @@ __all__ = [
     "is_promotable",
     "is_promotion_due",
     "is_reinit_asked",
+    "is_reinit_to_begin_anew",
     "is_renewal_due",
     "is_restart_pause_over",
     "is_rewind_impossible",
@@ -234,6 +243,7 @@ __all__ = [
     "is_server_running",
     "is_standby_running",
     "is_standing_in_vain",
+    "is_start_allowed",
     "is_staying",
     "is_stopping",
     "is_successor_overdue",

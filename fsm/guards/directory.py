@@ -1,6 +1,6 @@
 """Guards about what lies in the data directory, and what was done to it."""
 
-from fsm.guards.server import is_standby_running
+from fsm.guards.server import is_server_running
 from fsm.states import State
 from fsm.timelines import was_primary
 from fsm.view import View
@@ -87,7 +87,7 @@ def is_data_untouched(view: View) -> bool:
     """The data directory still holds what it held before: a complete cluster, running or stopped."""
     if has_cloned(view) or "clear-directory" in view.underway:
         return False
-    return is_standby_running(view) or is_directory_a_cluster(view)
+    return is_server_running(view) or is_directory_a_cluster(view)
 
 
 def is_directory_ready_to_run(view: View) -> bool:

@@ -51,6 +51,7 @@ async def test_request_is_refused_when_credentials_are_wrong(
 async def test_request_is_taken_when_credentials_are_right_and_reading_needs_none(around: Surroundings) -> None:
     """GET is open."""
     around.show(standby_view())
+    deciding(around)
     app = around.app(("admin", "s:ecrét"))
     given = "Basic " + b64encode("admin:s:ecrét".encode()).decode()
     assert (await ask_json(app, "/reinitialize", {}, authorization=given)).status == 200
@@ -171,13 +172,50 @@ async def test_switchover_is_left_open_when_its_time_passes(
 # ---- reinitialize ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("body", [None, b"", b"{}", b'{"force": true}'])
-async def test_reinitialize_is_started_when_another_leads(around: Surroundings, body: bytes | None) -> None:
-    """With or without a body."""
+@pytest.mark.parametrize(
+    ("body", "wish"),
+    [
+        (None, {}),
+        (b"", {}),
+        (b"{}", {}),
+        (b'{"force": true}', {"is_forced": True}),
+        (b'{"force": "on", "from_leader": 1}', {"is_forced": True, "is_from_leader": True}),
+        (b'{"force": null, "from_leader": false}', {}),
+    ],
+)
+async def test_reinitialize_is_started_when_another_leads(
+    around: Surroundings, body: bytes | None, wish: dict[str, bool]
+) -> None:
+    """With or without a body; it is answered when the status tells of it."""
     around.show(standby_view())
+    deciding(around)
     answer = await ask(around.app(), "/reinitialize", "POST", body)
     assert (answer.status, answer.text) == (200, "reinitialize started")
-    assert around.submitted == [ReinitAsked(at_ms=NOW_MS, by="192.0.2.1")]
+    assert around.submitted == [ReinitAsked(at_ms=NOW_MS, by="192.0.2.1", **wish)]
+    assert '"state": "creating replica"' in (await ask(around.app(), "/patroni")).text
+
+
+@pytest.mark.parametrize("body", [b"", b'{"force": true}'])
+async def test_reinitialize_is_forced_when_one_runs_and_the_body_says_so(around: Surroundings, body: bytes) -> None:
+    """Otherwise the refusal has the ending for which patronictl offers to force it."""
+    around.show(standby_view(is_reinit_asked=True))
+    deciding(around)
+    answer = await ask(around.app(), "/reinitialize", "POST", body)
+    if body:
+        assert (answer.status, answer.text) == (200, "reinitialize started")
+    else:
+        assert answer.status == 503
+        assert answer.body.endswith(b" already in progress")
+
+
+async def test_reinitialize_is_not_claimed_when_the_loop_hangs(
+    around: Surroundings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for the end of something that was never begun."""
+    monkeypatch.setattr(operations, "TAKEN_WAIT_S", 0.02)
+    around.show(standby_view())
+    answer = await ask(around.app(), "/reinitialize", "POST", b"")
+    assert (answer.status, "did not take" in answer.text) == (503, True)
 
 
 @pytest.mark.parametrize("view", [leader_view(), View(), standby_view(is_reinit_asked=True)])

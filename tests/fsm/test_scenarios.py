@@ -616,6 +616,23 @@ def test_reinit_is_given_up_when_the_leader_is_gone_before_anything_was_touched(
     assert world.orders(do.ClearDataDirectory) == []
 
 
+def test_reinit_begins_anew_when_it_is_forced_in_the_middle() -> None:
+    """The base backup that is under way is given up for the one that was asked for."""
+    world = replica_of("n2")
+    world.held.add("clone")
+    world.feed(ev.ReinitAsked(at_ms=world.now_ms, by="operator"))
+    world.until(lambda w: bool(w.orders(do.Clone)))
+    world.now_ms += 10
+    world.feed(ev.ReinitAsked(at_ms=world.now_ms, by="operator", is_forced=True))
+    assert world.rules[-2:] == ["I3", "R3"]
+    assert world.decisions[-2][1].cancelled
+    world.held.clear()
+    world.until(is_following)
+    assert world.rules == ["B1", "R3", "I3", "R3", "I1"]
+    assert len(world.orders(do.Clone)) == 2
+    assert not world.view.is_reinit_asked
+
+
 # ---- the way out -----------------------------------------------------------------------------------------------------
 
 
