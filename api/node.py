@@ -19,7 +19,7 @@ from api.server import serve
 from effects.agent import Agent
 from effects.errors import ConfigError, MatriarchError
 from effects.etcd import EtcdClient
-from effects.etcd_types import EtcdTls
+from effects.etcd_access import etcd_client
 from effects.fence_link import FenceLink
 from effects.files import make_directory
 from effects.keys import ClusterKeys, prefix_of
@@ -148,13 +148,7 @@ async def run_node(settings: Settings, run_as: RunAs | None) -> int:
             "the log's last %d bytes were damaged and are kept in %s", recovered.torn_bytes, recovered.kept_aside
         )
     agent = Agent(identity_of(settings), boot_id(), log, recovered.last_seq)
-    tls = _tls(settings)
-    etcd = EtcdClient(
-        settings.etcd.hosts,
-        tls=tls,
-        username=settings.etcd.username,
-        password=settings.etcd.password.reveal() if settings.etcd.password else None,
-    )
+    etcd = etcd_client(settings.etcd)
     api_credentials = _api_credentials(settings)
     peers = Peers(settings.name, api_credentials)
     try:
@@ -216,13 +210,6 @@ async def _stop_on_signal(agent: Agent) -> None:
         async for number in signals:
             logger.info("%s: stopping", signal.Signals(number).name)
             agent.stop()
-
-
-def _tls(settings: Settings) -> EtcdTls | None:
-    etcd = settings.etcd
-    if etcd.protocol != "https" and etcd.cacert is None:
-        return None
-    return EtcdTls(ca_file=etcd.cacert, cert_file=etcd.cert, key_file=etcd.key)
 
 
 def _api_credentials(settings: Settings) -> tuple[str, str] | None:

@@ -12,6 +12,10 @@ class Progress(Struct, frozen=True, kw_only=True):
     work: str
     bytes_done: int
     bytes_total: int
+    phase: str = ""
+    """Which part of the work it is at, in the words of its module."""
+    source: str = ""
+    """The member that is copied."""
 
 
 class Published(Struct, frozen=True, kw_only=True):

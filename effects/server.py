@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from anyio import to_thread
 
@@ -156,8 +157,10 @@ class Server:
 
     async def clone(self, effect: do.Clone) -> AnyResult:
         """A base backup of the upstream."""
+        source = effect.upstream.name
+        self._cloned(source, CloneProgress())
         try:
-            await clone(self._settings, effect.upstream, self._cloned, timeout_ms=effect.timeout_ms)
+            await clone(self._settings, effect.upstream, partial(self._cloned, source), timeout_ms=effect.timeout_ms)
         finally:
             self._on_progress(None)
         return Done()
@@ -177,8 +180,16 @@ class Server:
             self._on_progress(None)
         return Done()
 
-    def _cloned(self, so_far: CloneProgress) -> None:
-        self._on_progress(Progress(work="base backup", bytes_done=so_far.bytes_done, bytes_total=so_far.bytes_total))
+    def _cloned(self, source: str, so_far: CloneProgress) -> None:
+        self._on_progress(
+            Progress(
+                work="base backup",
+                bytes_done=so_far.bytes_done,
+                bytes_total=so_far.bytes_total,
+                phase=so_far.phase,
+                source=source,
+            )
+        )
 
     def _rewound(self, so_far: RewindProgress) -> None:
         self._on_progress(Progress(work="pg_rewind", bytes_done=so_far.bytes_done, bytes_total=so_far.bytes_total))

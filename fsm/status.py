@@ -16,6 +16,7 @@ from fsm.events import FailsafeAsked
 from fsm.facts import Probe
 from fsm.guards import handover_targets, is_leader_key_named_for_us, is_primary_running
 from fsm.publish import is_rebuilding, postgres_role, postgres_state
+from fsm.rebuilding import rebuilding_fields
 from fsm.states import State
 from fsm.view import View
 from fsm.wire import PATRONI_VERSION, FailoverRequest, Member, is_barred_by_tags, json_object
@@ -195,7 +196,8 @@ def standing_at(view: View, now_ms: int) -> Standing:
 
 
 def ages(view: View, now_ms: int) -> dict[str, int]:
-    """How old the newest probe is, and how long the lease and the fence's deadline still last, in milliseconds."""
+    """How old the newest probe and this agent's base backup are, and how long the lease and the fence's deadline still
+    last, in milliseconds."""
     found: dict[str, int] = {}
     if view.server.probe is not None:
         found["probed_ago_ms"] = max(0, now_ms - view.server.probed_at_ms)
@@ -203,6 +205,8 @@ def ages(view: View, now_ms: int) -> dict[str, int]:
         found["lease_left_ms"] = max(0, view.lease.writable_until_ms - now_ms)
     if view.fence.armed_until_ms is not None:
         found["fence_armed_ms"] = max(0, view.fence.armed_until_ms - now_ms)
+    if "clone" in view.achieved:
+        found["cloned_ago_ms"] = max(0, now_ms - view.achieved["clone"])
     return found
 
 
@@ -303,6 +307,7 @@ def _ours(view: View, is_log_degraded: bool, progress: dict[str, Any] | None) ->
         "rule": view.last_rule,
         "seq": view.seq,
         "log_degraded": is_log_degraded or None,
+        "rebuilding": rebuilding_fields(view),
         "progress": progress,
     }
     return {key: value for key, value in fields.items() if value is not None}

@@ -17,6 +17,8 @@ COMMANDS = {
     "run": ("api.cli.run", "Run the agent beside one PostgreSQL server."),
     "demo": ("api.cli.demo.command", "A real three-node cluster on this machine, to play with or as a tour."),
     "list": ("api.cli.members", "Show the cluster's members."),
+    "topology": ("api.cli.members", "Show the members as a tree."),
+    "reinit": ("api.cli.reinit", "Replace the data of nodes by a new base backup, and watch it."),
     "log": ("api.cli.logs", "Show the transition log, one line an entry."),
     "replay": ("api.cli.replays", "Decide a recorded log again and compare."),
     "fsm": ("api.cli.machine", "Draw the state machine."),

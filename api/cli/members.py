@@ -1,75 +1,87 @@
-"""`matriarch list`: the members as etcd knows them."""
+"""`matriarch list` and `matriarch topology`: the members as etcd knows them."""
 
 import os
+import time
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import anyio
 import click
 
+from api.cli.listing import SHAPES, listing_text
 from api.cli.options import config_option, json_option
-from effects.clock import now_ms
+from api.cli.reading import read_cluster
+from effects.clock import wall_time
 from effects.settings import load
 from effects.settings_types import Settings
-from fsm.events import ClusterRead
-from fsm.observe import observe
-from fsm.view import View
 
-COLUMNS = ("Member", "Host", "Role", "State", "TL", "LSN", "Lag in MB")
-READ_TIMEOUT_MS = 5_000
+WATCH_EVERY_S = 2.0
+
+scopes_argument = click.argument("scopes", nargs=-1, metavar="[CLUSTER]...")
+watch_option = click.option("-W", "is_watching", is_flag=True, help="Show it anew every 2 seconds, until Ctrl-C.")
+every_option = click.option(
+    "-w", "--watch", "every_s", type=click.FloatRange(min=0.1), metavar="SECONDS", help="Show it anew every SECONDS."
+)
 
 
 @click.command("list")
+@scopes_argument
 @config_option
+@click.option("-e", "--extended", "is_extended", is_flag=True, help="Show pending restarts, schedules and tags too.")
+@click.option("-t", "--timestamp", "has_time", is_flag=True, help="Print the time above the table.")
+@click.option("-f", "--format", "shape", type=click.Choice(SHAPES), default="pretty", show_default=True)
 @json_option
-def list_members(config: Path | None, as_json: bool) -> None:
-    """Show the cluster's members: role, state, timeline, position and lag."""
-    import msgspec
-    from rich.console import Console
-    from rich.table import Table
-
+@watch_option
+@every_option
+def list_members(
+    scopes: tuple[str, ...],
+    config: Path | None,
+    is_extended: bool,
+    has_time: bool,
+    shape: str,
+    as_json: bool,
+    is_watching: bool,
+    every_s: float | None,
+) -> None:
+    """Show the members of CLUSTER (this node's own by default) in the columns and words of patronictl."""
     settings = load(config, os.environ)
-    view = anyio.run(read_cluster, settings)
-    rows = member_rows(view)
-    if as_json:
-        click.echo(msgspec.json.encode(rows).decode())
-        return
-    table = Table(title=f"Cluster: {settings.scope} ({view.initialize or 'uninitialized'})", title_justify="left")
-    for column in COLUMNS:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*(str(row.get(column, "")) for column in COLUMNS))
-    Console().print(table)
+    shape = "json" if as_json else shape
+    pause_s = every_s or (WATCH_EVERY_S if is_watching else None)
+    _show(settings, scopes, shape, is_extended=is_extended, has_time=has_time, pause_s=pause_s)
 
 
-async def read_cluster(settings: Settings) -> View:
-    """What etcd knows of the cluster. Raises: EtcdUnavailable, EtcdRefused."""
-    from effects.etcd import EtcdClient
-    from effects.keys import as_change, prefix_of
-
-    prefix = prefix_of(settings.namespace, settings.scope)
-    password = settings.etcd.password.reveal() if settings.etcd.password else None
-    async with EtcdClient(settings.etcd.hosts, username=settings.etcd.username, password=password) as client:
-        read = await client.read_prefix(prefix, timeout_ms=READ_TIMEOUT_MS)
-    keys = tuple(as_change(prefix, key) for key in read.keys)
-    return observe(View(), ClusterRead(at_ms=now_ms(), revision=read.revision, keys=keys))
+@click.command()
+@scopes_argument
+@config_option
+@watch_option
+@every_option
+def topology(scopes: tuple[str, ...], config: Path | None, is_watching: bool, every_s: float | None) -> None:
+    """Show the members of CLUSTER as a tree: who replicates from whom."""
+    settings = load(config, os.environ)
+    _show(settings, scopes, "topology", pause_s=every_s or (WATCH_EVERY_S if is_watching else None))
 
 
-def member_rows(view: View) -> list[dict[str, Any]]:
-    """A row a member, in the columns and words of `patronictl list`."""
-    from fsm.status import cluster_members
-
-    return [_row(member) for member in cluster_members(view)]
-
-
-def _row(member: dict[str, Any]) -> dict[str, Any]:
-    lag = member.get("lag", "")
-    return {
-        "Member": member["name"],
-        "Host": f"{member.get('host', '')}:{member.get('port', '')}",
-        "Role": str(member["role"]).replace("_", " ").title(),
-        "State": member["state"],
-        "TL": member.get("timeline", ""),
-        "LSN": member.get("lsn", ""),
-        "Lag in MB": round(lag / 1048576) if isinstance(lag, int) else lag,
-    }
+def _show(
+    settings: Settings,
+    scopes: tuple[str, ...],
+    shape: str,
+    *,
+    pause_s: float | None,
+    is_extended: bool = False,
+    has_time: bool = False,
+) -> None:
+    """Prints the clusters, once or for ever."""
+    while True:
+        texts = []
+        for scope in scopes or (settings.scope,):
+            view = anyio.run(read_cluster, settings, scope)
+            texts.append(listing_text(view, scope, shape, is_extended=is_extended))
+        if pause_s is not None:
+            click.clear()
+        if has_time:
+            click.echo(datetime.fromisoformat(wall_time()).astimezone().strftime("%Y-%m-%d %H:%M:%S"))
+        for text in texts:
+            click.echo(text)
+        if pause_s is None:
+            return
+        time.sleep(pause_s)
