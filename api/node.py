@@ -17,6 +17,7 @@ import anyio
 from api.app import build_app
 from api.server import serve
 from effects.agent import Agent
+from effects.clone import basebackup_arguments
 from effects.errors import ConfigError, MatriarchError
 from effects.etcd import EtcdClient
 from effects.etcd_access import etcd_client
@@ -88,6 +89,7 @@ def server_settings_of(settings: Settings, run_as: RunAs | None) -> ServerSettin
         pg_hba=postgresql.pg_hba or settings.bootstrap.pg_hba,
         pg_ident=postgresql.pg_ident,
         initdb_options=settings.bootstrap.initdb,
+        basebackup_options=basebackup_arguments(postgresql.method_options.get("basebackup")),
         run_as=run_as,
     )
 

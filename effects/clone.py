@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from anyio import to_thread
 from psycopg.conninfo import make_conninfo
 
 from effects.controldata import mark, unmark
-from effects.errors import PostgresError
+from effects.errors import ConfigError, PostgresError
 from effects.files import own_directory
 from effects.pgconfig import write_passfile, write_signal_file
 from effects.programs import run_program
@@ -17,6 +17,13 @@ from effects.server_settings import ServerSettings
 from fsm.facts import Upstream
 
 CONNECT_TIMEOUT_S = 5
+FORBIDDEN_OPTIONS = frozenset(
+    {
+        "pgdata", "format", "wal-method", "xlog-method", "gzip", "compress", "version", "help", "dbname", "host", "port",
+        "username", "password", "no-password", "progress", "verbose", "target", "no-sync", "write-recovery-conf",
+    }
+)  # fmt: skip
+"""What would lead somewhere else, make no data directory, or take the progress away. Source: PostgreSQL, pg_basebackup."""
 PROGRESS = re.compile(r"\s*(\d+)/(\d+) kB \(\s*\d+%\)")
 
 Phase = Literal["connecting", "checkpoint", "copying", "streaming", "syncing"]
@@ -121,4 +128,20 @@ def _command(settings: ServerSettings, upstream: Upstream) -> list[str]:
         "--no-manifest",
         "--progress",
         "--verbose",
+        *settings.basebackup_options,
     ]
+
+
+def basebackup_arguments(options: Any) -> tuple[str, ...]:
+    """Words for pg_basebackup from `postgresql.basebackup`: a map, or a list of options and of maps.
+
+    Raises: ConfigError for what this agent decides itself. Source: Patroni, postgresql.basebackup.
+    """
+    parts = [options] if isinstance(options, dict) else options if isinstance(options, list) else []
+    pairs = [pair for part in parts for pair in (part.items() if isinstance(part, dict) else [(part, True)])]
+    words = [(str(name).removeprefix("--"), value) for name, value in pairs if value is not False]
+    forbidden = sorted({name for name, _ in words if name.partition("=")[0] in FORBIDDEN_OPTIONS})
+    if forbidden:
+        remedy = "the agent sets it itself, or cannot work with it; leave it out"
+        raise ConfigError([f"postgresql.basebackup.{name}: {remedy}" for name in forbidden])
+    return tuple(f"--{name}" if value is None or value is True else f"--{name}={value}" for name, value in words)

@@ -41,6 +41,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     pg_ident: tuple[str, ...] = ()
     initdb_options: tuple[str, ...] = ()
     """Further words for initdb, such as "--locale=de_DE.UTF-8"."""
+    basebackup_options: tuple[str, ...] = ()
+    """Further words for pg_basebackup, such as "--max-rate=100M". Source: Patroni, postgresql.basebackup."""
     run_as: RunAs | None = None
 
     def program(self, name: str) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from effects.clone import CloneProgress, clone, parse_line
-from effects.errors import PostgresError, ProgramFailed
+from effects.clone import CloneProgress, basebackup_arguments, clone, parse_line
+from effects.errors import ConfigError, PostgresError, ProgramFailed
 from effects.programs import RunAs
 from tests.effects.servers import PATIENCE_MS, Node, ignore_progress, running_nodes, until
 
@@ -82,3 +82,25 @@ async def test_clone_names_the_reason_when_the_source_is_not_there(
             await clone(two.settings, one.upstream, ignore_progress, timeout_ms=PATIENCE_MS)
         assert two.settings.replication.password not in str(caught.value) + caught.value.stderr
         assert (await two.server.read_data_directory()).condition in ("empty", "absent")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (None, ()),
+        ({"max-rate": "100M", "checkpoint": "spread", "no-estimate-size": None}, ("--max-rate=100M", "--checkpoint=spread", "--no-estimate-size")),
+        ([{"max-rate": "100M"}, "no-slot", {"no-verify-checksums": False}], ("--max-rate=100M", "--no-slot")),
+    ],
+)  # fmt: skip
+def test_options_of_pg_basebackup_are_taken_over_when_they_are_harmless(
+    options: object, words: tuple[str, ...]
+) -> None:
+    """As a map, or as a list of words and maps."""
+    assert basebackup_arguments(options) == words
+
+
+@pytest.mark.parametrize("options", [{"pgdata": "/"}, ["--wal-method=none"], [{"format": "tar"}, "verbose"]])
+def test_options_of_pg_basebackup_are_refused_when_the_agent_decides_them(options: object) -> None:
+    """One line an option."""
+    with pytest.raises(ConfigError, match=r"postgresql\.basebackup\."):
+        basebackup_arguments(options)
