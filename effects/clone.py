@@ -19,11 +19,11 @@ from fsm.facts import Upstream
 CONNECT_TIMEOUT_S = 5
 FORBIDDEN_OPTIONS = frozenset(
     {
-        "pgdata", "format", "wal-method", "xlog-method", "gzip", "compress", "version", "help", "dbname", "host", "port",
-        "username", "password", "no-password", "progress", "verbose", "target", "no-sync", "write-recovery-conf",
+        "compress", "dbname", "format", "gzip", "help", "host", "no-password", "no-sync", "password", "pgdata", "port",
+        "progress", "target", "username", "verbose", "version", "wal-method", "write-recovery-conf", "xlog-method",
     }
 )  # fmt: skip
-"""What would lead somewhere else, make no data directory, or take the progress away. Source: PostgreSQL, pg_basebackup."""
+"""What would lead elsewhere, make no data directory, or hide the progress. Source: PostgreSQL, pg_basebackup."""
 PROGRESS = re.compile(r"\s*(\d+)/(\d+) kB \(\s*\d+%\)")
 
 Phase = Literal["connecting", "checkpoint", "copying", "streaming", "syncing"]

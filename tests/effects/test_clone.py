@@ -88,10 +88,10 @@ async def test_clone_names_the_reason_when_the_source_is_not_there(
     ("options", "words"),
     [
         (None, ()),
-        ({"max-rate": "100M", "checkpoint": "spread", "no-estimate-size": None}, ("--max-rate=100M", "--checkpoint=spread", "--no-estimate-size")),
+        ({"max-rate": "1M", "no-estimate-size": None}, ("--max-rate=1M", "--no-estimate-size")),
         ([{"max-rate": "100M"}, "no-slot", {"no-verify-checksums": False}], ("--max-rate=100M", "--no-slot")),
     ],
-)  # fmt: skip
+)
 def test_options_of_pg_basebackup_are_taken_over_when_they_are_harmless(
     options: object, words: tuple[str, ...]
 ) -> None:
