@@ -332,7 +332,9 @@ def _succeeded(view: View, event: Succeeded) -> View:
 
 
 def _failed(view: View, event: Failed) -> View:
-    view = _with_failure(_answered(view, event.duty, event.effect_id), event.duty, event.kind, event.detail)
+    view = _answered(view, event.duty, event.effect_id)
+    if event.duty != "clone" or event.kind != "cancelled":  # one that was given up says nothing about its source
+        view = _with_failure(view, event.duty, event.kind, event.detail)
     return _after_failure(view, event)
 
 

@@ -278,6 +278,20 @@ def test_base_backup_is_taken_of_the_next_source_when_one_fails() -> None:
     assert sources(world) == ["n3", "n2", "n3"]
 
 
+def test_base_backup_is_taken_of_the_same_member_when_it_is_forced_anew() -> None:
+    """One that was given up did not fail: it begins at once, and with the best source."""
+    world = replica_of("n2")
+    world.join("n3", **OFFER)
+    world.held.add("clone")
+    ask(world)
+    world.until(lambda w: bool(w.orders(do.Clone)))
+    world.now_ms += 10
+    ask(world, is_forced=True)
+    world.held.clear()
+    world.until(is_following)
+    assert sources(world) == ["n3", "n3"]
+
+
 def test_new_node_is_cloned_of_a_tagged_member_when_there_is_one() -> None:
     """Not only where an operator asks."""
     world = World().initialized()

@@ -3,8 +3,8 @@
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import anyio
@@ -51,6 +51,12 @@ def is_copying(node: DemoNode) -> bool:
     return bool((ours(node).get("progress") or {}).get("bytes_done"))
 
 
+def listed(real: RealCluster) -> set[str]:
+    """The members that the leader sees in etcd."""
+    found = httpx.get(f"{real.leader.plan.api_url}/cluster", trust_env=False, timeout=5).json()
+    return {member["name"] for member in found["members"]}
+
+
 def asides(node: DemoNode) -> list[str]:
     """The names of data directories that were kept."""
     return sorted(path.name for path in node.directory.glob("data.aside.*"))
@@ -83,6 +89,26 @@ async def stop_agent(node: DemoNode) -> None:
     node.ask_to_stop()
     await until(lambda: not node.leftovers() or node.agent_pid is None)
     await until(lambda: not processes.server_of(node.data_dir))
+
+
+def copying_processes(node: DemoNode) -> list[int]:
+    """The processes of the node's pg_basebackup."""
+    wanted = f"--pgdata={node.data_dir}"
+    return [pid for pid in processes.living() if wanted in processes.command_line(pid)]
+
+
+@asynccontextmanager
+async def held_copy(node: DemoNode) -> AsyncIterator[None]:
+    """Once bytes came, the base backup stands still until the block ends, or somebody else ends it."""
+    await until(lambda: is_copying(node))
+    held = copying_processes(node)
+    for pid in held:
+        processes.send(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in held:
+            processes.send(pid, signal.SIGCONT)
 
 
 class Seen:
