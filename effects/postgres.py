@@ -4,6 +4,7 @@ Everything is done once and plainly; whether it should be done was decided elsew
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -217,7 +218,9 @@ class PostgresServer:
     async def clear_data_directory(self, *, keep_aside: bool) -> Cleared:
         """Empties the data directory; its content is kept beside it when that is asked for and there is room.
 
-        Only the newest one is kept. There is room when as much again would fit on the disk, for a clone will need it.
+        Only the newest one is kept. There is room when as much again would fit on the disk, for a clone will need it;
+        there is none beside a mount point, which cannot be renamed. Whoever dies while it deletes leaves the mark
+        `cloning`, so that nobody takes the rest for data.
         Raises: PostgresError when a server runs on it or it has tablespaces, or cannot be renamed; OSError.
         """
         return await to_thread.run_sync(self._clear, keep_aside)
@@ -231,7 +234,9 @@ class PostgresServer:
             raise PostgresError(f"{directory} has tablespaces: clear it and them by hand, then clone again")
         kept_at = _move_aside(directory) if keep_aside and directory.exists() else None
         own_directory(directory, self.settings.run_as)
-        _remove_content(directory)
+        if any(directory.iterdir()):
+            mark(self.settings, "cloning")
+            _remove_content(directory)
         sync_directory(directory.parent)
         unmark_all(self.settings)
         return Cleared(kept_at=kept_at)
@@ -244,6 +249,8 @@ def _move_aside(directory: Path) -> Path | None:
     try:
         directory.rename(aside)
     except OSError as error:
+        if error.errno == errno.EBUSY:
+            return None
         raise PostgresError(f"{directory} cannot be kept aside as {aside.name}: {error.strerror}") from error
     for path in older:
         shutil.rmtree(path)

@@ -392,7 +392,7 @@ def _with_clone(view: View) -> View:
     """New data: what failed on the old ones says nothing about these, and who asked for them before they were begun
     need not ask again."""
     attempts = {duty: attempt for duty, attempt in view.attempts.items() if duty != "rewind"}
-    view = replace(view, attempts=attempts)
+    view = replace(view, attempts=attempts, server=replace(view.server, failed_starts=0))
     begun = view.underway.get("clone")
     is_answer = begun is None or begun.since_ms >= view.reinit_asked_at_ms
     return _without_reinit(view) if is_answer else view

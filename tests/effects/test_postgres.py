@@ -1,5 +1,6 @@
 """A real server through its whole life: made, started, cloned, promoted, pointed elsewhere, cleared."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,25 @@ async def test_clearing_keeps_only_the_newest_aside_when_asked_twice(
         assert not first.kept_at.exists()
         found = node.settings.data_dir.stat()
         assert (found.st_uid, found.st_mode & 0o777) == (node.settings.owner_uid, 0o700)
+
+
+@pytest.mark.servers
+async def test_clearing_empties_a_mount_point_when_it_cannot_be_renamed(
+    open_directory: Path, postgres_bin: Path, run_as: RunAs | None
+) -> None:
+    """As a container's volume is one: there is no room beside it, and the base backup must go into it."""
+    async with running_nodes(open_directory, postgres_bin, run_as, "n1") as (node,):
+        directory = node.settings.data_dir
+        directory.mkdir()
+        if subprocess.run(["mount", "-t", "tmpfs", "none", directory], capture_output=True, check=False).returncode:
+            pytest.skip("this user may not mount anything")
+        try:
+            await node.server.init_db(timeout_ms=PATIENCE_MS)
+            assert (await node.server.clear_data_directory(keep_aside=True)).kept_at is None
+            assert (await node.server.read_data_directory()).condition == "empty"
+            assert not list(directory.parent.glob("*.aside.*"))
+        finally:
+            subprocess.run(["umount", directory], check=True)
 
 
 @pytest.mark.servers

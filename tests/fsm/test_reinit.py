@@ -195,6 +195,20 @@ def test_reinit_starts_the_server_when_the_cluster_is_paused() -> None:
     assert world.rules[-1] == "I1"
 
 
+def test_new_data_are_started_at_once_when_the_old_ones_kept_ending() -> None:
+    """How often a server of the old data ended says nothing about the new ones."""
+    world = replica_of("n2")
+    for _ in range(4):
+        world.crash()
+        world.until(is_following)
+    assert world.view.server.failed_starts >= 4
+    world.crash()
+    ask(world)
+    world.until(lambda w: "clone" in w.view.achieved)
+    assert world.view.server.failed_starts == 0
+    world.until(is_following, within_ms=500)
+
+
 # ---- what others see -------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from api.cli.demo.servers import primary_connection
 from tests.cluster.harness import RealCluster, running_cluster
-from tests.peers.nodes import SCOPE, with_rate
+from tests.peers.nodes import SCOPE
 from tests.peers.patronictl import Patronictl
 
 MANY = "CREATE TABLE many AS SELECT g, repeat(md5(g::text), 8) AS text FROM generate_series(1, 500000) AS g"
@@ -17,11 +17,10 @@ MANY = "CREATE TABLE many AS SELECT g, repeat(md5(g::text), 8) AS text FROM gene
 @pytest.fixture(scope="module")
 async def real(anyio_backend: str) -> AsyncIterator[RealCluster]:
     """Three nodes, of which each copies no more than 48 MB a second."""
-    async with running_cluster() as (found, _):
+    rate = {"postgresql": {"basebackup": [{"max-rate": "48M"}]}}
+    async with running_cluster(nodes={"*": rate}) as (found, _):
         with primary_connection(found.cluster.plan) as connection:
             connection.execute(MANY)
-        for node in found.cluster.nodes:
-            await with_rate(found, node, "48M")
         yield found
 
 

@@ -72,11 +72,6 @@ async def change_settings(real: RealCluster, node: DemoNode, change: Callable[[d
     await real.settled()
 
 
-async def with_rate(real: RealCluster, node: DemoNode, rate: str) -> None:
-    """The node copies no faster than that."""
-    await change_settings(real, node, lambda s: s["postgresql"].update(basebackup=[{"max-rate": rate}]))
-
-
 async def kill_agent(node: DemoNode) -> None:
     """kill -9 of the agent alone; its server goes on."""
     assert node.agent_pid is not None
