@@ -64,11 +64,12 @@ PIP_COMPILE = build/pip-tools/bin/python -m piptools compile --quiet --generate-
 
 requirements: $(MADE_FOR) ## compute the pinned, hashed requirements from pyproject.toml anew; UPGRADE=1
 	@$(PY) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "make requirements needs Python 3.11")'
-	@echo "pin          requirements-build.txt, requirements.txt, requirements-dev.txt"
+	@echo "pin          requirements-build.txt, requirements.txt, requirements-agent.txt, requirements-dev.txt"
 	@$(PY) -m venv build/pip-tools
 	@build/pip-tools/bin/python -m pip --disable-pip-version-check --no-input -q install pip-tools==7.6.2
 	@printf 'pip\nsetuptools>=77\n' | $(PIP_COMPILE) --no-annotate -o requirements-build.txt -
 	@$(PIP_COMPILE) --extra embedded -o requirements.txt pyproject.toml
+	@$(PIP_COMPILE) -c requirements.txt -o requirements-agent.txt pyproject.toml
 	@$(PIP_COMPILE) --extra embedded --extra test -c requirements.txt -o requirements-dev.txt pyproject.toml
 	@! grep -nE '^-|://' requirements*.txt || { echo "a pin names where it came from" >&2; exit 1; }
 
