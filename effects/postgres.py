@@ -5,6 +5,7 @@ Everything is done once and plainly; whether it should be done was decided elsew
 
 import contextlib
 import errno
+import logging
 import os
 import shutil
 import signal
@@ -33,7 +34,7 @@ from effects.pgconfig import (
     write_server_files,
     write_signal_file,
 )
-from effects.processes import running_postmaster
+from effects.processes import remove_stale_lock_files, running_postmaster
 from effects.programs import program_environment, run_program
 from effects.server_settings import Login, ServerSettings
 from effects.sql import Connection, local_connection
@@ -60,6 +61,8 @@ REWIND_FUNCTIONS = (
     "pg_catalog.pg_read_binary_file(text)",
     "pg_catalog.pg_read_binary_file(text, bigint, bigint, boolean)",
 )
+
+logger = logging.getLogger(__name__)
 
 
 class Cleared(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,6 +174,8 @@ class PostgresServer:
         if len(os.fsencode(socket_dir)) > SOCKET_DIRECTORY_BYTES_MAX:
             raise PostgresError(f"{socket_dir} is too long for a Unix socket: choose a shorter socket directory")
         make_directory(socket_dir, self.settings.run_as, mode=0o755)
+        for stale in remove_stale_lock_files(self.settings.data_dir, self.settings.socket_lock):
+            logger.warning("%s was removed: no server runs, and its number is another process's by now", stale)
         write_server_files(self.settings, parameters, upstream)
         write_signal_file(self.settings, role)
 

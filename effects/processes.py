@@ -38,6 +38,46 @@ def server_processes(data_dir: Path) -> list[int]:
     return found
 
 
+def remove_stale_lock_files(data_dir: Path, socket_lock: Path) -> list[Path]:
+    """The lock files of a dead server that were removed since they would keep the next one from starting.
+
+    PostgreSQL takes a lock file for a living server's when any process or thread bears the number in it, and where a
+    container starts anew the numbers come round again: the dead postmaster's was seen to be a thread of the next agent.
+    A file whose number nobody bears is left to PostgreSQL, which looks at the shared memory as well. None is removed
+    while any process works in `data_dir`. Source: PostgreSQL, miscinit.c, CreateLockFile.
+
+    Args:
+        data_dir: the server's data directory.
+        socket_lock: the lock file of its Unix socket.
+    """
+    if running_postmaster(data_dir) is not None or server_processes(data_dir):
+        return []
+    stale = [
+        path
+        for path, is_ours in ((data_dir / "postmaster.pid", True), (socket_lock, _names(socket_lock, data_dir)))
+        if is_ours and _is_number_taken(path)
+    ]
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return stale
+
+
+def _names(lock_file: Path, data_dir: Path) -> bool:
+    """True when a lock file was written by a server of this directory."""
+    try:
+        return Path(lock_file.read_text().splitlines()[1]).samefile(data_dir)
+    except (OSError, IndexError):
+        return False
+
+
+def _is_number_taken(lock_file: Path) -> bool:
+    """True when some process or thread bears the number in a lock file. Threads have no entry in a listing of /proc."""
+    try:
+        return Path(f"/proc/{abs(int(lock_file.read_text().splitlines()[0]))}").exists()
+    except (OSError, ValueError, IndexError):
+        return False
+
+
 async def kill_server(data_dir: Path) -> None:
     """Kill every process of a server without its fence's help; returns when none is left. Source: signal(7), SIGKILL.
 

@@ -14,7 +14,7 @@ from effects.clock import now_ms
 from effects.controldata import describe, mark, read_control_file, unmark
 from effects.errors import PostgresError
 from effects.pgconfig import Parameters, write_passfile, write_server_files, write_signal_file
-from effects.processes import running_postmaster
+from effects.processes import remove_stale_lock_files, running_postmaster
 from effects.programs import ProgramEnded, run_program
 from effects.server_settings import ServerSettings
 from effects.sql import upstream_connection
@@ -154,6 +154,7 @@ class _Reader:
 def _begin(settings: ServerSettings) -> None:
     mark(settings, "rewinding")
     write_passfile(settings)
+    remove_stale_lock_files(settings.data_dir, settings.socket_lock)
     # pg_rewind recovers a crashed target in single-user mode, which refuses to start as a standby.
     write_signal_file(settings, "primary")
 

@@ -68,6 +68,11 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         return self.private_dir / "pgpass"
 
     @property
+    def socket_lock(self) -> Path:
+        """The lock file of the server's Unix socket. Source: PostgreSQL, pqcomm.c, UNIXSOCK_PATH."""
+        return self.socket_dir / f".s.PGSQL.{self.port}.lock"
+
+    @property
     def output_file(self) -> Path:
         """What the server prints."""
         return self.state_dir / "postgres.log"
