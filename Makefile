@@ -20,7 +20,7 @@ MADE_FOR := $(VENV)/made-for
 FOR_DEMO := $(VENV)/installed-for-demo
 FOR_TESTS := $(VENV)/installed-for-tests
 
-.PHONY: help demo test check lint bench durability golden requirements clean moved
+.PHONY: help demo test check lint compose-test bench durability golden requirements clean moved
 
 help: ## list these targets
 	@echo "make demo takes TOUR=1, KEEP=directory, POSTGRES=16 and POSTGRES_BIN=directory;"
@@ -45,6 +45,10 @@ lint: $(FOR_TESTS) ## formatting, ruff's rules and mypy, strict
 	@$(PY) -m ruff format --check --quiet .
 	@$(PY) -m ruff check --quiet .
 	@$(PY) -m mypy
+
+compose-test: $(FOR_TESTS) ## build the images and run compose.yaml, as root, in a Docker daemon of its own
+	@echo "compose      build the images, run compose.yaml"
+	@$(PYTEST) tests/compose $(ARGS)
 
 bench: $(FOR_TESTS) ## measure, and compare with the budgets
 	@$(PY) -m tests.bench $(ARGS)
