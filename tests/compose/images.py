@@ -2,9 +2,11 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ TARGETS = ("node", "etcd", "haproxy")
 RELEASE, BASE_IMAGE, PLAIN_IMAGE = "bookworm", "debian:bookworm-slim", "matriarch-debian:plain"
 SUITES = (RELEASE, f"{RELEASE}-updates", f"{RELEASE}-security")
 PULL_TIMEOUT_S, BUILD_TIMEOUT_S = 120, 1500
+CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 CA_FILE = "etc/machine-ca.pem"
 """In the image. Not where the package ca-certificates would write its own."""
 APT_SETTINGS = ("Acquire::http", "Acquire::https", "Acquire::Check-", "Acquire::Retries", "Acquire::ForceIPv")
@@ -102,14 +105,20 @@ def _import_debian(address: str) -> None:
         assert tar.returncode == 0, "tar failed"
 
 
+@cache
 def _debian_sources() -> list[tuple[str, str]]:
-    """Address and suite of this machine's own sources of Debian's packages. Source: apt-get(8), indextargets."""
-    words = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"]
-    try:
-        listed = subprocess.run(words, capture_output=True, text=True).stdout.splitlines()
-    except FileNotFoundError:
+    """Address and suite of this machine's own sources of Debian's packages; empty where its apt knows none.
+
+    Source: apt-get(8), indextargets; it lists only what `apt-get update` has fetched.
+    """
+    if shutil.which("apt-get") is None:
         return []
-    rows = [line.split() for line in listed]
+    words = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"]
+    listed = subprocess.run(words, capture_output=True, text=True).stdout
+    if not listed:
+        subprocess.run(["apt-get", "-qq", "update"], stdin=subprocess.DEVNULL, capture_output=True)
+        listed = subprocess.run(words, capture_output=True, text=True).stdout
+    rows = [line.split() for line in listed.splitlines()]
     found = [(row[0], row[1]) for row in rows if len(row) == 3 and row[1] in SUITES and row[2] == "main"]
     return list(dict.fromkeys(found))
 
@@ -133,18 +142,14 @@ def _write_machine_files(directory: Path) -> None:
     (directory / "etc/pip.conf").write_text("[global]\n" + "".join(f"{key} = {value}\n" for key, value in pip.items()))
 
 
-CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
-
-
 def _existing(path: str) -> Path | None:
     return Path(path) if path and Path(path).is_file() else None
 
 
 def _apt_settings() -> list[str]:
-    try:
-        dumped = subprocess.run(["apt-config", "dump"], capture_output=True, text=True).stdout.splitlines()
-    except FileNotFoundError:
+    if shutil.which("apt-config") is None:
         return []
+    dumped = subprocess.run(["apt-config", "dump"], capture_output=True, text=True).stdout.splitlines()
     return [line for line in dumped if line.startswith(APT_SETTINGS)]
 
 

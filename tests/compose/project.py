@@ -19,6 +19,7 @@ NODES, ETCD_MEMBERS = ("node1", "node2", "node3"), ("etcd1", "etcd2", "etcd3")
 SERVICES = (*ETCD_MEMBERS, *NODES, "haproxy")
 PATIENCE_S, POLL_S = 120, 0.2
 LOG_LINES = 60
+CAUGHT_UP = "SELECT count(*) FROM pg_stat_replication WHERE replay_lsn >= pg_current_wal_insert_lsn()"
 FILE = ("--file", str(ROOT / "compose.yaml"))
 ASK_STATUS = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8008/patroni').read().decode())"
 
@@ -163,6 +164,12 @@ class Project:
         with suppress(psycopg.Error):
             return {row[0] for row in self.query(port, "SELECT id FROM proof")}
         return set()
+
+    def is_replicated(self) -> bool:
+        """True when both replicas have replayed all that the primary has written."""
+        with suppress(psycopg.Error):
+            return self.query(self.primary_port, CAUGHT_UP) == [(len(NODES) - 1,)]
+        return False
 
     # ---- for who reads a failure ------------------------------------------------------------------------------------
 

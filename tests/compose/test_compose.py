@@ -61,7 +61,7 @@ def test_row_is_read_from_the_replicas_when_it_was_written_through_the_primary(p
 def test_writes_go_on_when_the_primarys_container_is_killed(project: Project) -> None:
     """Another node leads, nothing that had reached it is lost, and the container comes back as a replica."""
     before = project.settle()
-    until(holds_rows(project, project.replicas_port, 1), "the row on a replica")
+    until(project.is_replicated, "the row on both replicas")
     project.docker("kill", project.container(before))
     project.write(2)
     assert project.rows(project.primary_port) == {1, 2}
@@ -75,6 +75,7 @@ def test_writes_go_on_when_the_primarys_container_is_killed(project: Project) ->
 def test_node_is_started_again_when_its_agent_dies(project: Project) -> None:
     """The container ends with its agent, server and all; the restart policy brings it back."""
     before = project.settle()
+    until(project.is_replicated, "all rows on both replicas")
     restarts = project.restarts(before)
     pid = project.inside(before, "cat", "/proc/1/task/1/children").split()[0]
     project.inside(before, "sh", "-c", f"kill -9 {pid}")
@@ -98,6 +99,7 @@ def test_primary_ends_in_good_order_when_its_container_is_stopped(project: Proje
 def test_data_are_kept_when_the_project_is_taken_down_and_brought_up(project: Project) -> None:
     """Containers and network are new, the volumes are the same."""
     project.settle()
+    until(project.is_replicated, "all rows on both replicas")
     containers = {project.container(service) for service in SERVICES}
     system_id = project.query(project.primary_port, "SELECT system_identifier FROM pg_control_system()")
     project.compose("down")
