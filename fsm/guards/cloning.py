@@ -16,7 +16,8 @@ def clone_sources(view: View) -> tuple[Member, ...]:
     leader = leader_to_follow(view)
     if leader is None:
         return ()
-    if view.is_reinit_from_leader:
+    # Who is counted among those that hold every acknowledged commit must not take the data of one who is not.
+    if view.is_reinit_from_leader or view.name in view.sync.members:
         return (leader,)
     tagged = [m for m in view.members.values() if m.name != view.name and _is_offered(m, leader)]
     return (*sorted(tagged, key=lambda member: (-member.position_lsn, member.name)), leader)

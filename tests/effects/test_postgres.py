@@ -1,8 +1,8 @@
 """A real server through its whole life: made, started, cloned, promoted, pointed elsewhere, cleared."""
 
-import subprocess
 from pathlib import Path
 
+import anyio
 import pytest
 
 from effects.clock import now_ms
@@ -180,7 +180,7 @@ async def test_clearing_empties_a_mount_point_when_it_cannot_be_renamed(
     async with running_nodes(open_directory, postgres_bin, run_as, "n1") as (node,):
         directory = node.settings.data_dir
         directory.mkdir()
-        if subprocess.run(["mount", "-t", "tmpfs", "none", directory], capture_output=True, check=False).returncode:
+        if (await anyio.run_process(["mount", "-t", "tmpfs", "none", str(directory)], check=False)).returncode:
             pytest.skip("this user may not mount anything")
         try:
             await node.server.init_db(timeout_ms=PATIENCE_MS)
@@ -188,7 +188,7 @@ async def test_clearing_empties_a_mount_point_when_it_cannot_be_renamed(
             assert (await node.server.read_data_directory()).condition == "empty"
             assert not list(directory.parent.glob("*.aside.*"))
         finally:
-            subprocess.run(["umount", directory], check=True)
+            await anyio.run_process(["umount", str(directory)])
 
 
 @pytest.mark.servers

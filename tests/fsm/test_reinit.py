@@ -271,6 +271,17 @@ def test_base_backup_is_taken_of_the_leader_when_no_tagged_member_is_fit(more: d
     assert sources(world) == ["n2"]
 
 
+def test_base_backup_is_taken_of_the_leader_when_the_sync_key_counts_on_this_node() -> None:
+    """It may be promoted while it is copied anew: not with the data of somebody who misses acknowledged commits."""
+    world = replica_of("n2")
+    world.put("config", '{"ttl":30,"synchronous_mode":true,"synchronous_mode_strict":true}')
+    world.put("sync", '{"leader":"n2","quorum":0,"sync_standby":"n1"}')
+    world.join("n3", **OFFER)
+    ask(world)
+    world.until(is_following)
+    assert sources(world) == ["n2"]
+
+
 def test_base_backup_is_taken_of_the_leader_when_the_operator_wants_it() -> None:
     """`--from-leader`, for this request only."""
     world = replica_of("n2")
