@@ -54,9 +54,11 @@ class Server:
                 {
                     do.ReadDataDirectory: self.read_directory,
                     do.InitDb: self.init_db,
+                    do.StopToRestart: self.stop,
                     do.StartPrimary: self.start_primary,
                     do.StartStandby: self.start_standby,
                     do.Follow: self.follow,
+                    do.ReloadServer: self.reload,
                     do.Promote: self.promote,
                     do.ClearDataDirectory: self.clear_directory,
                     do.Clone: self.clone,
@@ -101,7 +103,7 @@ class Server:
         await self._fence.link.disarm()
         return Done()
 
-    async def stop(self, effect: do.FenceServer | do.StopServer) -> AnyResult:
+    async def stop(self, effect: do.FenceServer | do.StopServer | do.StopToRestart) -> AnyResult:
         """No server: answers when its last process is gone. A fence that does not answer is done without."""
         try:
             await self._fence.link.stop(effect.mode, effect.kill_after_ms)
@@ -144,6 +146,15 @@ class Server:
         """Another upstream."""
         await self._server.follow(effect.upstream, self._parameters())
         return Done()
+
+    async def reload(self, effect: do.ReloadServer) -> AnyResult:
+        """Files written anew from the newest settings, and read by the server."""
+        await self._server.follow(effect.upstream, self._parameters())
+        return Done()
+
+    def take_settings(self, settings: ServerSettings) -> None:
+        """Use these from now on: after the node's own settings were read again."""
+        self._settings = settings
 
     async def promote(self, effect: do.Promote) -> AnyResult:
         """A promotion under way; the next probe tells when it is done."""

@@ -91,6 +91,16 @@ class WriteConfig(Effect, frozen=True, kw_only=True):
     valid_until_ms: int
 
 
+class ChangeConfig(Effect, frozen=True, kw_only=True):
+    """Write the dynamic configuration that was asked for under `request_id`, if `config` is still at `revision` (0: in
+    any case). It may hold secrets, so it is not in here."""
+
+    resource: ClassVar[Resource] = "keys"
+    request_id: str
+    revision: int
+    valid_until_ms: int
+
+
 class PublishMember(Effect, frozen=True, kw_only=True):
     """Write this node's member key under its lease."""
 
@@ -171,6 +181,17 @@ class StopServer(Effect, frozen=True, kw_only=True):
     kill_after_ms: int
 
 
+class StopToRestart(Effect, frozen=True, kw_only=True):
+    """Stop a server that is to be started again in the same role, and answer when its last process is gone.
+
+    Not in the fence's lane: while a primary stops, its deadline goes on being renewed and kept.
+    """
+
+    resource: ClassVar[Resource] = "server"
+    mode: Literal["fast", "immediate"]
+    kill_after_ms: int
+
+
 # ---- server ---------------------------------------------------------------------------------------------------------
 
 
@@ -210,6 +231,13 @@ class Follow(Effect, frozen=True, kw_only=True):
 
     resource: ClassVar[Resource] = "server"
     upstream: Upstream | None
+
+
+class ReloadServer(Effect, frozen=True, kw_only=True):
+    """Write the server's configuration files anew and make it read them; it goes on receiving from `upstream`."""
+
+    resource: ClassVar[Resource] = "server"
+    upstream: Upstream | None = None
 
 
 class Promote(Effect, frozen=True, kw_only=True):
@@ -338,6 +366,7 @@ AnyEffect = (
     | ClaimInitialize
     | WriteInitialize
     | WriteConfig
+    | ChangeConfig
     | PublishMember
     | PublishAsLeader
     | WriteSync
@@ -348,11 +377,13 @@ AnyEffect = (
     | DisarmFence
     | FenceServer
     | StopServer
+    | StopToRestart
     | ReadDataDirectory
     | InitDb
     | StartPrimary
     | StartStandby
     | Follow
+    | ReloadServer
     | Promote
     | ClearDataDirectory
     | Clone

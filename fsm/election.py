@@ -1,6 +1,7 @@
 """Who may stand, and who is better: the pure policy of an election. Source: Patroni's eligibility rules."""
 
 from fsm.facts import PeerReport
+from fsm.handover import request_in_force
 from fsm.timing import (
     OUTRANKED_FOR_MS,
     PEER_ANSWER_TIMEOUT_MS,
@@ -58,7 +59,7 @@ def is_near_enough(view: View) -> bool:
 
 def is_failover_to_us(view: View) -> bool:
     """True when an operator asked for a failover to this node, whatever may be lost: no leader is named to agree."""
-    request = view.failover
+    request = request_in_force(view)
     return request is not None and request.leader is None and request.candidate == view.name
 
 

@@ -4,6 +4,7 @@ from typing import Literal
 
 from msgspec import Struct, field
 
+from fsm.asked import ConfigChange
 from fsm.facts import DataDirectory, Fact, KeyChange, PeerReport, Probe, TimelineHistory
 
 
@@ -58,6 +59,8 @@ class ClusterRead(Event, frozen=True, kw_only=True):
 
     revision: int
     keys: tuple[KeyChange, ...]
+    unix_ms: int = 0
+    """The wall clock at `at_ms`, for instants that people scheduled; 0 if it is not told."""
 
 
 class KeysChanged(Event, frozen=True, kw_only=True):
@@ -65,6 +68,8 @@ class KeysChanged(Event, frozen=True, kw_only=True):
 
     revision: int
     changes: tuple[KeyChange, ...]
+    unix_ms: int = 0
+    """As in ClusterRead."""
 
 
 class EtcdLost(Event, frozen=True, kw_only=True):
@@ -133,6 +138,48 @@ class SwitchoverAsked(Event, frozen=True, kw_only=True):
 
     leader: str | None = None
     candidate: str | None = None
+    scheduled_at: str = ""
+    by: str = ""
+
+
+class SwitchoverCancelAsked(Event, frozen=True, kw_only=True):
+    """An operator asked this node to drop the switchover that is scheduled. `revision`: that of the request."""
+
+    request_id: str
+    revision: int
+    by: str = ""
+
+
+class ConfigAsked(Event, frozen=True, kw_only=True):
+    """An operator asked this node to change the dynamic configuration. `changes` shows no secrets.
+
+    The text itself is held beside, by `request_id`. `revision`: what it was made from; 0 to write it whatever is there.
+    """
+
+    request_id: str
+    revision: int = 0
+    changes: tuple[ConfigChange, ...] = ()
+    by: str = ""
+
+
+class RestartAsked(Event, frozen=True, kw_only=True):
+    """An operator asked this node to restart its server in place, under conditions. Source: Patroni, POST /restart."""
+
+    request_id: str
+    role: str | None = None
+    postgres_version: int = 0
+    restart_pending: bool = False
+    timeout_ms: int = 0
+    by: str = ""
+
+
+class ReloadAsked(Event, frozen=True, kw_only=True):
+    """This node's settings were read again because somebody asked for it; what of them the machine looks at."""
+
+    request_id: str
+    tags: dict[str, str | int | float | bool | None] = field(default_factory=dict)
+    clone_on_rewind_failure: bool = True
+    clone_on_divergence: bool = True
     by: str = ""
 
 
@@ -290,6 +337,10 @@ AnyEvent = (
     | ServerProbed
     | ServerSilent
     | SwitchoverAsked
+    | SwitchoverCancelAsked
+    | ConfigAsked
+    | RestartAsked
+    | ReloadAsked
     | ReinitAsked
     | FailsafeAsked
     | Succeeded

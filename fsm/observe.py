@@ -11,6 +11,7 @@ from fsm.events import (
     AgentStarted,
     AnyEvent,
     ClusterRead,
+    ConfigAsked,
     DirectoryRead,
     Done,
     EtcdLost,
@@ -26,6 +27,8 @@ from fsm.events import (
     LeaseHeld,
     PeersHeard,
     ReinitAsked,
+    ReloadAsked,
+    RestartAsked,
     ServerExited,
     ServerProbed,
     ServerSilent,
@@ -34,18 +37,28 @@ from fsm.events import (
     StopAsked,
     Succeeded,
     SwitchoverAsked,
+    SwitchoverCancelAsked,
     SyncMarked,
     Ticked,
     Unknown,
 )
 from fsm.facts import Key, KeyChange
+from fsm.handover import due_at_ms
 from fsm.publish import failsafe_addresses, is_rebuilding
+from fsm.requests import (
+    cancel_asked,
+    config_asked,
+    reload_asked,
+    restart_asked,
+    settled,
+    switchover_asked,
+    with_outcome,
+)
 from fsm.states import State
 from fsm.timing import CRASH_FORGIVEN_AFTER_MS, UNANSWERED_GRACE_MS, writable_until_ms
 from fsm.view import Attempts, Fence, HeardPeer, LeaderHistory, Lease, Promise, Server, Underway, View
 from fsm.waiting import looked, marked, ordered
 from fsm.wire import (
-    FailoverRequest,
     parse_failover,
     parse_failsafe,
     parse_last_timeline,
@@ -60,7 +73,7 @@ MEMBERS = "members/"
 def observe(view: View, event: AnyEvent) -> View:
     """What this node knows after `event`. Every event counts one up in `seq` and moves `now_ms`, never backwards."""
     view = replace(view, seq=view.seq + 1, now_ms=max(view.now_ms, event.at_ms))
-    return _without_unanswered(_FOLDS[type(event)](view, event))
+    return settled(_without_unanswered(_FOLDS[type(event)](view, event)))
 
 
 def _without_unanswered(view: View) -> View:
@@ -105,7 +118,7 @@ def _cluster_read(view: View, event: ClusterRead) -> View:
         for name, key in view.keys.items()
         if key.value is not None and name not in {change.key for change in event.keys}
     ]
-    view = _with_changes(replace(view, etcd=etcd), [*event.keys, *gone])
+    view = _with_due(_with_changes(replace(view, etcd=etcd), [*event.keys, *gone]), event)
     if view.leader is None and view.leader_free_since_ms is None:
         return replace(view, leader_free_since_ms=view.now_ms)
     return view
@@ -121,6 +134,7 @@ def _without_keys(view: View) -> View:
         members={},
         dynamic=parse_dynamic(first),
         failover=None,
+        failover_due_at_ms=None,
         sync=fresh.sync,
         failsafe={},
         optime_lsn=0,
@@ -131,7 +145,15 @@ def _without_keys(view: View) -> View:
 
 def _keys_changed(view: View, event: KeysChanged) -> View:
     etcd = replace(view.etcd, revision=max(view.etcd.revision, event.revision))
-    return _with_changes(replace(view, etcd=etcd), event.changes)
+    return _with_due(_with_changes(replace(view, etcd=etcd), event.changes), event)
+
+
+def _with_due(view: View, event: ClusterRead | KeysChanged) -> View:
+    """When a scheduled request is due, by the newest word about the wall clock."""
+    if view.failover is None or not view.failover.scheduled_at or not event.unix_ms:
+        return view
+    due_ms = due_at_ms(view.failover, at_ms=event.at_ms, unix_ms=event.unix_ms)
+    return replace(view, failover_due_at_ms=due_ms)
 
 
 def _etcd_lost(view: View, event: EtcdLost) -> View:
@@ -175,7 +197,7 @@ def _with_meaning(view: View, change: KeyChange) -> View:
             return replace(view, dynamic=parse_dynamic(change.value or first))
         case "failover":
             request = parse_failover(change.value, change.mod_revision)
-            return replace(view, failover=request, failover_seen_at_ms=view.now_ms)
+            return replace(view, failover=request, failover_seen_at_ms=view.now_ms, failover_due_at_ms=None)
         case "status":
             return replace(view, optime_lsn=parse_optime(change.value))
         case "sync":
@@ -241,7 +263,7 @@ def _with_postmaster(view: View, pid: int, *, is_standby: bool) -> View:
 def _server_exited(view: View, event: ServerExited) -> View:
     if event.pid != view.server.pid:
         return view
-    was_asked = any(u.kind in ("FenceServer", "StopServer") for u in view.underway.values())
+    was_asked = any(u.kind in ("FenceServer", "StopServer", "StopToRestart") for u in view.underway.values())
     served_since = view.server.served_since_ms
     forgiven = served_since is not None and event.at_ms - served_since >= CRASH_FORGIVEN_AFTER_MS
     before = 0 if forgiven else view.server.failed_starts
@@ -281,10 +303,6 @@ def _server_silent(view: View, event: ServerSilent) -> View:
 # ---- people and peers -----------------------------------------------------------------------------------------------
 
 
-def _switchover_asked(view: View, event: SwitchoverAsked) -> View:
-    return replace(view, switchover=FailoverRequest(leader=event.leader, candidate=event.candidate))
-
-
 def _reinit_asked(view: View, event: ReinitAsked) -> View:
     """Nothing for a leader, nor for what is being done already, unless it is to be done anew; no failure counts any
     more, so that it begins at once."""
@@ -320,6 +338,7 @@ def _failsafe_asked(view: View, event: FailsafeAsked) -> View:
 
 
 def _succeeded(view: View, event: Succeeded) -> View:
+    is_awaited = _is_awaited(view, event)
     if event.duty == "clone":
         view = _with_clone(view)
     view = _answered(view, event.duty, event.effect_id)
@@ -328,14 +347,17 @@ def _succeeded(view: View, event: Succeeded) -> View:
         achieved={**view.achieved, event.duty: event.at_ms},
         attempts={d: a for d, a in view.attempts.items() if d != event.duty},
     )
-    return _RESULTS[type(event.result)](view, event, event.result)
+    view = _RESULTS[type(event.result)](view, event, event.result)
+    return with_outcome(view, event) if is_awaited else view
 
 
 def _failed(view: View, event: Failed) -> View:
+    is_awaited = _is_awaited(view, event)
     view = _answered(view, event.duty, event.effect_id)
     if event.duty != "clone" or event.kind != "cancelled":  # one that was given up says nothing about its source
         view = _with_failure(view, event.duty, event.kind, event.detail)
-    return _after_failure(view, event)
+    view = _after_failure(view, event)
+    return with_outcome(view, event) if is_awaited else view
 
 
 def _after_failure(view: View, event: Failed) -> View:
@@ -350,8 +372,10 @@ def _after_failure(view: View, event: Failed) -> View:
 
 
 def _unknown(view: View, event: Unknown) -> View:
+    is_awaited = _is_awaited(view, event)
     view = _with_failure(_answered(view, event.duty, event.effect_id), event.duty, "unknown", event.detail)
-    return replace(view, directory=None) if event.duty in CHANGES_DIRECTORY else view
+    view = replace(view, directory=None) if event.duty in CHANGES_DIRECTORY else view
+    return with_outcome(view, event) if is_awaited else view
 
 
 CHANGES_DIRECTORY = frozenset({"init-db", "clone", "rewind", "clear-directory", "clear-unfinished-init"})
@@ -359,6 +383,11 @@ CHANGES_DIRECTORY = frozenset({"init-db", "clone", "rewind", "clear-directory", 
 
 STARTS = frozenset({"start-primary", "start-standby", "restart-to-promote"})
 """Duties that start the server: one that failed may have failed for what became of the directory."""
+
+
+def _is_awaited(view: View, event: Succeeded | Failed | Unknown) -> bool:
+    underway = view.underway.get(event.duty)
+    return underway is not None and underway.effect_id == event.effect_id
 
 
 def _answered(view: View, duty: str, effect_id: int) -> View:
@@ -487,7 +516,11 @@ _FOLDS: dict[type, Callable[[View, Any], View]] = {
     ServerExited: _server_exited,
     ServerProbed: _server_probed,
     ServerSilent: _server_silent,
-    SwitchoverAsked: _switchover_asked,
+    SwitchoverAsked: switchover_asked,
+    SwitchoverCancelAsked: cancel_asked,
+    ConfigAsked: config_asked,
+    RestartAsked: restart_asked,
+    ReloadAsked: reload_asked,
     ReinitAsked: _reinit_asked,
     FailsafeAsked: _failsafe_asked,
     Succeeded: _succeeded,

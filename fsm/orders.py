@@ -3,9 +3,11 @@
 from typing import Literal
 
 from fsm import effects as do
+from fsm.asked import Asked
 from fsm.election import everybody_else, other_members
 from fsm.facts import Upstream
-from fsm.guards import clone_source, is_initialize_claim_ours, leader_to_follow, wanted_upstream
+from fsm.guards import clone_source, is_initialize_claim_ours, is_primary_running, leader_to_follow, wanted_upstream
+from fsm.handover import request_in_force
 from fsm.publish import failsafe_addresses, failsafe_text, history_text, member_text, own_address, status_text
 from fsm.sync import first_names, names_to_order, next_key
 from fsm.syncnames import NOBODY
@@ -146,7 +148,7 @@ def _as_leader(view: View, key: str, text: str) -> do.PublishAsLeader:
 def request_failover(view: View) -> do.RequestFailover:
     """The operator's request, where every member sees it."""
     request = view.switchover or FailoverRequest()
-    found = {"leader": request.leader, "member": request.candidate}
+    found = {"leader": request.leader, "member": request.candidate, "scheduled_at": request.scheduled_at}
     text = compact({key: value for key, value in found.items() if value})
     return do.RequestFailover(timeout_ms=KEYS_TIMEOUT_MS, text=text)
 
@@ -155,6 +157,17 @@ def clear_failover(view: View) -> do.ClearFailover:
     """Nobody shall act on this request again."""
     assert view.failover is not None
     return do.ClearFailover(timeout_ms=KEYS_TIMEOUT_MS, mod_revision=view.failover.mod_revision)
+
+
+def change_config(view: View) -> do.ChangeConfig:
+    """The dynamic configuration that was asked for, over the one that it was made from."""
+    asked = view.asked.get("change-config") or Asked(request_id="", until_ms=view.now_ms)
+    return do.ChangeConfig(
+        timeout_ms=KEYS_TIMEOUT_MS,
+        request_id=asked.request_id,
+        revision=asked.revision,
+        valid_until_ms=asked.until_ms,
+    )
 
 
 def arm_fence(view: View) -> do.ArmFence:
@@ -193,6 +206,25 @@ def stop_standby(view: View) -> do.StopServer:
     """A standby loses nothing by a fast shutdown."""
     mode: Literal["fast", "immediate"] = "immediate" if "stop-standby" in view.attempts else "fast"
     return do.StopServer(timeout_ms=60_000, mode=mode, kill_after_ms=30_000)
+
+
+def stop_to_restart(view: View) -> do.StopToRestart:
+    """A fast shutdown; what does not end is killed, and recovery sorts it out. A primary's fence stays armed."""
+    return do.StopToRestart(timeout_ms=60_000, mode="fast", kill_after_ms=45_000)
+
+
+def reload_server(view: View) -> do.ReloadServer:
+    """The running server's files anew; a standby goes on following whom it should, else whom it follows."""
+    if is_primary_running(view):
+        return do.ReloadServer(timeout_ms=SERVER_TIMEOUT_MS)
+    return do.ReloadServer(timeout_ms=SERVER_TIMEOUT_MS, upstream=wanted_upstream(view) or _present_upstream(view))
+
+
+def _present_upstream(view: View) -> Upstream | None:
+    probe = view.server.probe
+    if probe is None or not probe.upstream_host:
+        return None
+    return Upstream(name="", host=probe.upstream_host, port=probe.upstream_port or 5432)
 
 
 def read_directory(view: View) -> do.ReadDataDirectory:
@@ -284,7 +316,8 @@ def ask_peers(view: View) -> do.AskPeers:
 
 def ask_successor(view: View) -> do.AskPeers:
     """How far the named successor has come."""
-    candidate = view.failover.candidate if view.failover else None
+    request = request_in_force(view)
+    candidate = request.candidate if request else None
     urls = {name: url for name, url in other_members(view).items() if name == candidate}
     return do.AskPeers(timeout_ms=PEER_ANSWER_TIMEOUT_MS, api_urls=urls)
 

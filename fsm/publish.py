@@ -20,6 +20,8 @@ def postgres_state(view: View) -> str:
         return "initializing new cluster"
     if is_rebuilding(view):
         return "creating replica"
+    if view.restart is not None and ("StopToRestart" in busy or view.server.pid != view.restart.pid):
+        return "restarting"
     if "FenceServer" in busy or "StopServer" in busy:
         return "stopping"
     if view.server.process != "running" and view.state is State.REINIT:

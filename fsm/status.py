@@ -25,6 +25,9 @@ ANSWER_FRESH_MS = 5_000
 """A standby that has not answered a probe for this long is not known to answer anybody.
 Precedent: Patroni's REST connection gives PostgreSQL 3 s to connect and 2 s to answer."""
 
+STOPS = frozenset({"FenceServer", "StopServer", "StopToRestart"})
+"""Effects during which a server takes no new connections, although it may still answer on old ones."""
+
 FALSY_TAGS_HIDDEN = frozenset({"nofailover", "nosync", "noloadbalance", "clonefrom", "nostream"})
 """Tags that count as absent while they are false. Source: Patroni, tags."""
 
@@ -71,7 +74,9 @@ def is_writable(view: View, now_ms: int) -> bool:
     Patroni answers for the leader key alone; here a server that is still being promoted, or recovers from a crash,
     does not count, so that clients are sent to it when it can serve them.
     """
-    return is_leading(view, now_ms) and is_primary_running(view) and not view.server.is_starting
+    if not is_leading(view, now_ms) or not is_primary_running(view) or view.server.is_starting:
+        return False
+    return not any(underway.kind in STOPS for underway in view.underway.values())
 
 
 def has_answered_lately(view: View, now_ms: int) -> bool:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+from fsm.guards.leading import start_timeout_ms
+from fsm.handover import request_in_force
 from fsm.states import State
 from fsm.syncnames import STRICTLY_NOBODY
 from fsm.table import DUTIES, Duty
@@ -19,7 +21,10 @@ from fsm.timing import (
     PROBE_SYNC_MS,
     PROBE_URGENT_MS,
     PROMOTE_AGAIN_MS,
+    SCHEDULE_LATE_MS,
+    SCHEDULE_SKEW_MS,
     STARTING_MEMBER_WAIT_MS,
+    SWITCHOVER_WRITTEN_WITHIN_MS,
     SYNC_SETTLE_MS,
     UNANSWERED_GRACE_MS,
     backoff_ms,
@@ -74,7 +79,7 @@ def _server_instants(view: View) -> Iterator[int]:
         yield server.exited_at_ms + standby_pause_ms(server.failed_starts)
     if view.state is State.LEADER:
         down_since_ms = max(server.exited_at_ms or server.spawned_at_ms, view.state_since_ms)
-        yield down_since_ms + max(view.dynamic.primary_start_timeout_s * 1000, 1)
+        yield down_since_ms + start_timeout_ms(view)
         yield view.achieved.get("promote", 0) + PROMOTE_AGAIN_MS
         yield server.spawned_at_ms + FENCE_SILENT_MS
         yield view.fence.armed_until_ms or 0
@@ -86,6 +91,18 @@ def _sync_instants(view: View) -> Iterator[int]:
     yield from (track.distrusted_until_ms for track in view.waiting.standbys.values())
 
 
+def _request_instants(view: View) -> Iterator[int]:
+    if view.failover_due_at_ms is not None:
+        yield view.failover_due_at_ms - SCHEDULE_SKEW_MS
+        yield view.failover_due_at_ms
+        yield view.failover_due_at_ms + SCHEDULE_LATE_MS + 1
+    yield from (asked.until_ms for asked in view.asked.values())
+    if view.restart is not None:
+        yield view.restart.until_ms
+    if view.switchover is not None:
+        yield view.switchover_asked_at_ms + SWITCHOVER_WRITTEN_WITHIN_MS
+
+
 def _effect_instants(view: View) -> Iterator[int]:
     yield from (underway.deadline_ms + UNANSWERED_GRACE_MS + 1 for underway in view.underway.values())
     yield from (may_issue_at_ms(view, DUTY_BY_ID[duty]) for duty in view.attempts)
@@ -94,7 +111,14 @@ def _effect_instants(view: View) -> Iterator[int]:
 
 def wake_at_ms(view: View) -> int | None:
     """The next instant at which deciding again could give another answer; None if only an event could."""
-    sources = (_lease_instants, _election_instants, _server_instants, _sync_instants, _effect_instants)
+    sources = (
+        _lease_instants,
+        _election_instants,
+        _server_instants,
+        _sync_instants,
+        _request_instants,
+        _effect_instants,
+    )
     ahead = [instant for source in sources for instant in source(view) if instant > view.now_ms]
     return min(ahead, default=None)
 
@@ -139,4 +163,4 @@ def _is_change_expected(view: View) -> bool:
     if view.server.probed_at_ms <= view.achieved.get("follow", -1):
         return True
     is_idle_standby = probe is not None and probe.in_recovery and probe.receiver_status != "streaming"
-    return view.failover is not None or view.leader is None or is_idle_standby
+    return request_in_force(view) is not None or view.leader is None or is_idle_standby

@@ -72,6 +72,24 @@ PROBE_STUCK_MS = 100
 """How often the leader's server is looked at while commits wait for standbys: in general, and while one lacks WAL and
 has not moved since the last look, or names are not settled."""
 
+REQUEST_TIMEOUT_MS = 5_000
+"""How long a request through the API is worth performing: whoever asked is told of a failure then."""
+
+SWITCHOVER_WRITTEN_WITHIN_MS = 20_000
+"""How long this node tries to write a request for another leader: nobody may be surprised by it later."""
+
+SCHEDULE_SKEW_MS = 5_000
+"""How much earlier than its own clock says a member takes a scheduled switchover for begun when the leader is gone."""
+
+SCHEDULE_LATE_MS = 60_000
+"""How late a scheduled switchover is still begun; a checkpoint may come first. Patroni: 1.5 times loop_wait."""
+
+RESTART_STOP_MS = 120_000
+"""How long the checkpoint and the stop before a restart may take together."""
+
+START_TIMEOUT_LEAST_MS = 300_000
+"""How long a restarted server may take where primary_start_timeout is 0: that is about crashes. Patroni's default."""
+
 REWIND_ATTEMPTS_MAX = 3
 """pg_rewind failures after which the recovery ladder goes on to a new base backup."""
 

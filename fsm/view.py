@@ -4,6 +4,7 @@ from typing import Literal
 
 from msgspec import field
 
+from fsm.asked import Answer, Asked, Restart
 from fsm.dynamic import Dynamic
 from fsm.events import Identity
 from fsm.facts import DataDirectory, Fact, Key, PeerReport, Probe, TimelineHistory
@@ -155,6 +156,8 @@ class View(Fact, frozen=True, kw_only=True):
     dynamic: Dynamic = Dynamic()
     failover: FailoverRequest | None = None
     failover_seen_at_ms: int = 0
+    failover_due_at_ms: int | None = None
+    """When the request in the `failover` key is due, if it is scheduled and the wall clock was told since."""
     sync: SyncKey = SyncKey()
     waiting: Waiting = Waiting()
     failsafe: dict[str, str] = field(default_factory=dict)
@@ -181,6 +184,12 @@ class View(Fact, frozen=True, kw_only=True):
     is_reinit_from_leader: bool = False
     switchover: FailoverRequest | None = None
     """A switchover asked of this node that is not yet in etcd."""
+    switchover_asked_at_ms: int = 0
+    asked: dict[str, Asked] = field(default_factory=dict)
+    """What else was asked of this node and is not done yet, by the duty that does it."""
+    restart: Restart | None = None
+    answers: tuple[Answer, ...] = ()
+    """How the newest requests ended."""
 
     underway: dict[str, Underway] = field(default_factory=dict)
     attempts: dict[str, Attempts] = field(default_factory=dict)

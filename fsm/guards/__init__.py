@@ -3,6 +3,14 @@
 Each docstring is what a person reads when the guard is the reason why something did or did not happen.
 """
 
+from fsm.guards.asking import (
+    is_cancelling_asked,
+    is_config_change_asked,
+    is_reload_asked,
+    is_restart_asked,
+    is_restart_prepared,
+    is_restart_unprepared,
+)
 from fsm.guards.cloning import (
     clone_source,
     clone_sources,
@@ -175,12 +183,14 @@ __all__ = [
     "is_able_to_stand",
     "is_asynchronous",
     "is_beyond_restart",
+    "is_cancelling_asked",
     "is_clone_source_missing",
     "is_clone_unfinished",
     "is_cluster_possibly_ours",
     "is_cluster_prepared",
     "is_cluster_unclaimed",
     "is_cluster_unprepared",
+    "is_config_change_asked",
     "is_data_untouched",
     "is_directory_a_cluster",
     "is_directory_in_the_way",
@@ -230,8 +240,12 @@ __all__ = [
     "is_promotion_due",
     "is_reinit_asked",
     "is_reinit_to_begin_anew",
+    "is_reload_asked",
     "is_renewal_due",
+    "is_restart_asked",
     "is_restart_pause_over",
+    "is_restart_prepared",
+    "is_restart_unprepared",
     "is_rewind_impossible",
     "is_rewind_not_begun",
     "is_rewind_possible",

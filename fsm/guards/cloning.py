@@ -50,5 +50,5 @@ def is_reinit_to_begin_anew(view: View) -> bool:
 
 
 def is_start_allowed(view: View) -> bool:
-    """The cluster is not paused, or it was this agent that stopped the server, for a base backup."""
-    return not view.dynamic.pause or (view.state is State.REINIT and has_cloned(view))
+    """The cluster is not paused, or it was this agent that stopped the server, for a base backup or a restart."""
+    return not view.dynamic.pause or view.restart is not None or (view.state is State.REINIT and has_cloned(view))

@@ -3,6 +3,7 @@
 from fsm import election
 from fsm.guards.cluster import has_data_of_this_cluster, has_made_the_cluster
 from fsm.guards.server import is_standby_running, may_a_primary_be_running
+from fsm.handover import request_in_force
 from fsm.timing import NAMED_SUCCESSOR_WAIT_MS, PEER_ANSWER_TIMEOUT_MS, PEER_REASK_LATER_MS, PEER_REASK_MS
 from fsm.view import View
 
@@ -52,12 +53,13 @@ def is_rivalled(view: View) -> bool:
 
 def is_named_successor(view: View) -> bool:
     """A switchover or failover names this node."""
-    return view.failover is not None and view.failover.candidate == view.name
+    request = request_in_force(view)
+    return request is not None and request.candidate == view.name
 
 
 def is_first_choice_open(view: View) -> bool:
     """No other living member was named as successor, or it has let its time pass."""
-    request = view.failover
+    request = request_in_force(view)
     if request is None or request.candidate in (None, view.name) or request.candidate not in view.members:
         return True
     since = view.leader_free_since_ms

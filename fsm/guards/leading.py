@@ -2,6 +2,7 @@
 
 from fsm.election import is_sync_key_decisive
 from fsm.guards.server import is_primary_running, is_promotable
+from fsm.handover import in_force_since_ms, is_schedule_missed, request_in_force
 from fsm.publish import own_history
 from fsm.timelines import was_primary
 from fsm.timing import FAILED_STARTS_MAX, HANDOVER_CATCH_UP_MS, PEER_REASK_MS
@@ -17,13 +18,20 @@ def is_beyond_restart(view: View) -> bool:
     if server.failed_starts >= FAILED_STARTS_MAX and not is_promotable(view):
         return True
     down_since_ms = max(server.exited_at_ms or server.spawned_at_ms, view.state_since_ms)
-    return view.now_ms - down_since_ms >= max(view.dynamic.primary_start_timeout_s * 1000, 1)
+    return view.now_ms - down_since_ms >= start_timeout_ms(view)
+
+
+def start_timeout_ms(view: View) -> int:
+    """How long the leader's server may take to accept writes again before another node is to lead."""
+    if view.restart is not None:
+        return view.restart.start_timeout_ms
+    return max(view.dynamic.primary_start_timeout_s * 1000, 1)
 
 
 def is_handover_wanted(view: View) -> bool:
     """A switchover or failover away from this leader is asked for, and a member that can take over streams from it."""
-    request = view.failover
-    if request is None or request.scheduled_at or request.candidate == view.name:
+    request = request_in_force(view)
+    if request is None or request.candidate == view.name:
         return False
     return request.leader in (None, view.name) and bool(handover_targets(view))
 
@@ -31,13 +39,14 @@ def is_handover_wanted(view: View) -> bool:
 def is_handover_prepared(view: View) -> bool:
     """The checkpoint before the handover is done, or was tried: a fast stop now has little left to write."""
     tried = view.attempts.get("checkpoint-for-handover")
-    return view.has_achieved("checkpoint-for-handover", view.failover_seen_at_ms) or tried is not None
+    return view.has_achieved("checkpoint-for-handover", in_force_since_ms(view)) or tried is not None
 
 
 def is_failover_request_moot(view: View) -> bool:
     """The failover key asks for something that is done, or that a look at the server since shows to be impossible."""
-    request = view.failover
-    if request is None or request.scheduled_at or view.server.probed_at_ms <= view.failover_seen_at_ms:
+    if is_schedule_missed(view):
+        return True
+    if request_in_force(view) is None or view.server.probed_at_ms <= in_force_since_ms(view):
         return False
     return not is_handover_wanted(view)
 
@@ -47,7 +56,7 @@ def handover_targets(view: View) -> list[str]:
 
     In a synchronous mode a switchover goes to a member of the `sync` key; a failover to whom the operator names.
     """
-    probe, request = view.server.probe, view.failover
+    probe, request = view.server.probe, request_in_force(view)
     if probe is None or request is None:
         return []
     streaming = {s.application_name for s in probe.standbys if s.state == "streaming"}
@@ -59,7 +68,7 @@ def handover_targets(view: View) -> list[str]:
 
 def is_successor_ready(view: View) -> bool:
     """Nobody is to be waited for before the key is released, or the named successor holds all WAL."""
-    request, exited_at_ms = view.failover, view.server.exited_at_ms
+    request, exited_at_ms = request_in_force(view), view.server.exited_at_ms
     if request is None or request.candidate in (None, view.name) or exited_at_ms is None:
         return True
     if view.directory is None or not was_primary(view.directory):

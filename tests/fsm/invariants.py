@@ -85,6 +85,11 @@ def _check_directory(view: View, effect: do.AnyEffect) -> None:
         assert view.server.process == "absent"
     if isinstance(effect, MAY_NOT_MEET_A_PRIMARY):
         assert view.server.process == "absent" or not view.server.may_be_primary
+    if isinstance(effect, do.StopToRestart):
+        assert view.restart is not None
+        assert view.server.pid == view.restart.pid
+        assert view.state in (State.LEADER, State.REPLICA)
+        assert view.state is State.LEADER or not view.server.may_be_primary
     if isinstance(effect, do.ClearDataDirectory):
         assert view.directory is not None
         assert effect.keep_aside == (view.directory.condition in ("cluster", "unreadable"))

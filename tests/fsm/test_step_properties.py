@@ -69,6 +69,14 @@ def _handing_over() -> World:
     return world
 
 
+def _restarting() -> World:
+    world = leader_with_standbys("n2", "n3")
+    world.held.add("stop-primary-to-restart")
+    world.feed(ev.RestartAsked(at_ms=world.now_ms, request_id="r1"))
+    world.wait(100)
+    return world
+
+
 def _promoting() -> World:
     world = _candidate()
     world.held = {"promote"}
@@ -116,6 +124,7 @@ SITUATIONS = (
     _leader,
     _leader_in_failsafe,
     _handing_over,
+    _restarting,
     _rewinding,
     _reinit,
 )
@@ -146,6 +155,9 @@ class Later(Struct, frozen=True):
     what: ev.AnyEvent | Answer
 
 
+SCHEDULED = '{"leader":"n1","member":"n2","scheduled_at":"2026-01-01T00:00:10+00:00"}'
+unix_times = st.sampled_from((0, 1_767_225_600_000, 1_767_225_609_000, 1_767_225_700_000))
+"""Around the instant of SCHEDULED, before, at and long after it."""
 lsns = st.sampled_from((0, 1, 5 * MIB, 10 * MIB, 20 * MIB, 30 * MIB))
 timelines = st.integers(1, 3)
 names = st.sampled_from(NAMES)
@@ -235,7 +247,9 @@ changes = st.one_of(
         "config",
         st.sampled_from((None, "{}", '{"ttl":5}', '{"pause":true}', '{"failsafe_mode":false}', "broken", "[]")),
     ),
-    changes_of("failover", st.sampled_from((None, "{}", '{"leader":"n1","member":"n2"}', '{"member":"n1"}', "n2"))),
+    changes_of(
+        "failover", st.sampled_from((None, "{}", '{"leader":"n1","member":"n2"}', '{"member":"n1"}', SCHEDULED, "n2"))
+    ),
     changes_of("sync", st.sampled_from((None, "{}", '{"leader":"n2","sync_standby":"n1,n3"}'))),
     changes_of("status", st.sampled_from((None, '{"optime":31457280}', "7"))),
     changes_of("history", st.sampled_from((None, "[]", '[[1,100,"x"]]', "[[2]]", "{}"))),
@@ -277,7 +291,7 @@ identities = st.builds(
 )
 NOW = st.just(0)
 key_events = st.one_of(
-    st.builds(ev.KeysChanged, at_ms=NOW, revision=revisions, changes=some_changes),
+    st.builds(ev.KeysChanged, at_ms=NOW, revision=revisions, changes=some_changes, unix_ms=unix_times),
     st.builds(ev.ClusterRead, at_ms=NOW, revision=revisions, keys=some_changes),
 )
 server_events = st.one_of(
@@ -300,6 +314,10 @@ rare_events = st.one_of(
     st.builds(ev.FenceLost, at_ms=NOW, detail=st.just("gone")),
     st.builds(ev.SwitchoverAsked, at_ms=NOW, leader=st.just("n1"), candidate=names),
     st.builds(ev.ReinitAsked, at_ms=NOW),
+    st.builds(ev.RestartAsked, at_ms=NOW, request_id=names, timeout_ms=st.sampled_from((0, 1, 5_000))),
+    st.builds(ev.ConfigAsked, at_ms=NOW, request_id=names, revision=st.sampled_from((0, 7))),
+    st.builds(ev.SwitchoverCancelAsked, at_ms=NOW, request_id=names, revision=st.just(7)),
+    st.builds(ev.ReloadAsked, at_ms=NOW, request_id=names),
     st.builds(ev.FailsafeAsked, at_ms=NOW, leader=names),
 )
 ticks = st.builds(ev.Ticked, at_ms=NOW)
@@ -333,7 +351,7 @@ def natural_result(view: View, kind: str, duty: str, drawn: Any) -> Any:
         **dict.fromkeys(
             (
                 "TakeLeaderKey", "ReleaseLeaderKey", "ClaimInitialize", "WriteInitialize", "WriteConfig",
-                "PublishMember", "PublishAsLeader", "RequestFailover", "ClearFailover",
+                "ChangeConfig", "PublishMember", "PublishAsLeader", "RequestFailover", "ClearFailover",
             ),
             ev.KeyWritten,
         ),

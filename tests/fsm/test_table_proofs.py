@@ -13,6 +13,7 @@ from msgspec.structs import replace
 import fsm
 from fsm import effects as do
 from fsm import events as ev
+from fsm.asked import Asked
 from fsm.effects import Effect
 from fsm.facts import Upstream
 from fsm.machine import advance
@@ -57,6 +58,7 @@ def full_view() -> View:
         view,
         failover=request,
         switchover=request,
+        asked={"change-config": Asked(request_id="r1", until_ms=view.now_ms + 5_000)},
         keys={**view.keys, "leader": key},
         members=members,
         leader_history=history,

@@ -112,6 +112,8 @@ class World:
     confirming: set[str] = field(default_factory=set)
     held: set[str] = field(default_factory=set)
     """Duties whose effects are not answered for now."""
+    config_texts: dict[str, str] = field(default_factory=dict)
+    """What is to be written under each request for another configuration."""
     failing: dict[str, ev.FailureKind] = field(default_factory=dict)
     """Duties whose effects fail, and how."""
     is_server_silent: bool = False
@@ -355,7 +357,7 @@ class World:
         match effect:
             case do.GrantLease() | do.RenewLease() | do.RevokeLease():
                 return self._perform_lease(effect)
-            case do.ArmFence() | do.DisarmFence() | do.FenceServer() | do.StopServer():
+            case do.ArmFence() | do.DisarmFence() | do.FenceServer() | do.StopServer() | do.StopToRestart():
                 return self._perform_fence(effect)
             case do.WriteSync() | do.DeleteSync():
                 return self._perform_sync_key(effect)
@@ -375,7 +377,7 @@ class World:
                 return self._perform_directory(effect)
             case do.StartPrimary() | do.StartStandby():
                 return self._perform_start(effect)
-            case do.Follow() | do.Promote():
+            case do.Follow() | do.ReloadServer() | do.Promote():
                 return self._perform_server(effect)
             case do.SetSyncNames() | do.ReleaseSyncNames() | do.ReadSyncMark():
                 return self._perform_waiting(effect)
@@ -419,6 +421,17 @@ class World:
                 return self._written(True, f"members/{self.name}", effect.text, effect.lease_id)
             case do.PublishAsLeader():
                 return self._written(held == self.name, effect.key, effect.text)
+            case _:
+                return self._perform_request(effect)
+
+    def _perform_request(self, effect: do.AnyEffect) -> ev.KeyWritten:
+        """What somebody asked for through the API, and the key of synchronous modes, written."""
+        held = self.keys["leader"].value if "leader" in self.keys else None
+        match effect:
+            case do.ChangeConfig():
+                known = self.keys.get("config")
+                is_as_seen = effect.revision in (0, known.mod_revision if known else 0)
+                return self._written(is_as_seen, "config", self.config_texts.get(effect.request_id, "{}"))
             case do.RequestFailover():
                 return self._written(True, "failover", effect.text)
             case do.ClearFailover():
@@ -443,7 +456,7 @@ class World:
         return ev.KeyWritten(applied=is_applied, revision=self.revision, now=now)
 
     def _perform_fence(
-        self, effect: do.ArmFence | do.DisarmFence | do.FenceServer | do.StopServer
+        self, effect: do.ArmFence | do.DisarmFence | do.FenceServer | do.StopServer | do.StopToRestart
     ) -> ev.Done | ev.FenceArmed:
         if isinstance(effect, do.ArmFence):
             self.armed_until_ms = effect.until_ms
@@ -519,7 +532,7 @@ class World:
             self.server.sync_names = ""
         return ev.Done()
 
-    def _perform_server(self, effect: do.Follow | do.Promote) -> ev.Done:
+    def _perform_server(self, effect: do.Follow | do.ReloadServer | do.Promote) -> ev.Done:
         if isinstance(effect, do.Follow) and self.server:
             self.server.upstream = effect.upstream
         elif isinstance(effect, do.Promote) and self.server and self.server.in_recovery:

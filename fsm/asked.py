@@ -1,0 +1,50 @@
+"""What was asked of this node through its API and is not done yet, and how the newest of it ended.
+
+Each request carries an id, under which whoever asked finds the answer on the board.
+"""
+
+from typing import Literal
+
+from fsm.facts import Fact
+from fsm.states import State
+
+Ending = Literal["done", "refused", "conflict", "failed", "unknown"]
+
+ANSWERS_KEPT = 16
+"""Answers are read within milliseconds; the rest is for readers that were held up."""
+
+
+class Asked(Fact, frozen=True, kw_only=True):
+    """A request that one duty performs once, not later than `until_ms`: nobody waits for it any longer."""
+
+    request_id: str
+    until_ms: int
+    revision: int = 0
+    """The revision of the key that the request was made for; 0 if any will do."""
+
+
+class Restart(Fact, frozen=True, kw_only=True):
+    """A restart of the server in place. It is begun while `pid` runs, and done when another answers."""
+
+    request_id: str
+    pid: int
+    state: State
+    asked_at_ms: int
+    start_timeout_ms: int
+    until_ms: int
+
+
+class Answer(Fact, frozen=True, kw_only=True):
+    """How a request ended."""
+
+    request_id: str
+    ending: Ending
+    detail: str = ""
+
+
+class ConfigChange(Fact, frozen=True, kw_only=True):
+    """One changed place of the dynamic configuration, as text without secrets; None where there is nothing."""
+
+    path: str
+    old: str | None = None
+    new: str | None = None
