@@ -46,7 +46,7 @@ async def read_object(request: Request, *, is_optional: bool = False) -> dict[st
         return {}
     try:
         found = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Rejected(400, f"the body is not JSON: {error}") from error
     if not isinstance(found, dict) or not (found or is_optional):
         raise Rejected(400, "the body is not a JSON object with something in it")

@@ -4,7 +4,7 @@ Health checks take the shortest way, before Starlette's router; everything else 
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -13,13 +13,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.access import Access
 from api.answers import Rejected, text_answer
 from api.cluster import ClusterAnswers
+from api.config import ConfigOperations
 from api.health import HealthChecks
 from api.log import LogAnswers
-from api.operations import Operations, Submit
+from api.operations import Operations, Reload
+from api.waiting import Desk, Submit
 from effects.board import Board
 from effects.clock import now_ms
+from effects.config_desk import ConfigDesk
 from effects.log import TransitionLog
 
 HEALTH_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -34,7 +38,9 @@ def build_app(
     log: TransitionLog,
     submit: Submit,
     clock: Callable[[], int] = now_ms,
-    credentials: tuple[str, str] | None = None,
+    access: Access | None = None,
+    configs: ConfigDesk | None = None,
+    reload: Reload | None = None,
 ) -> Starlette:
     """The API as an ASGI application.
 
@@ -43,19 +49,31 @@ def build_app(
         log: the transition log.
         submit: takes an event into the agent's inbox, without waiting.
         clock: milliseconds of the clock that the snapshot's instants are read from.
-        credentials: what requests that change something must bring (HTTP Basic); None to ask for nothing.
+        access: what requests that change something must bring; None to ask for nothing.
+        configs: where changes of the dynamic configuration are prepared; without it there is none to change.
+        reload: reads the node's own settings again.
     """
+    access = access or Access()
+    desk, health = Desk(board, submit, clock), HealthChecks(board, clock)
     routes = [
+        Route("/metrics", _metrics_endpoint(health)),
         *ClusterAnswers(board, clock).routes,
         *LogAnswers(log).routes,
-        *Operations(board, submit, clock, credentials).routes,
+        *Operations(desk, access, reload).routes,
+        *ConfigOperations(desk, access, configs or ConfigDesk(lambda: (None, 0))).routes,
     ]
-    health = HealthChecks(board, clock)
     return Starlette(
         routes=routes,
-        middleware=[Middleware(Front, health=health, routes=routes)],
+        middleware=[Middleware(Front, health=health, routes=routes, access=access)],
         exception_handlers={Rejected: _tell_rejection},
     )
+
+
+def _metrics_endpoint(health: HealthChecks) -> Callable[[Request], Awaitable[Response]]:
+    async def metrics(request: Request) -> Response:
+        return Response(health.metrics(), headers={"content-type": "text/plain"})
+
+    return metrics
 
 
 async def _tell_rejection(request: Request, error: Exception) -> Response:
@@ -66,8 +84,9 @@ async def _tell_rejection(request: Request, error: Exception) -> Response:
 class Front:
     """Sends each request to the part that answers it. No exception gets past it: a client is told one line."""
 
-    def __init__(self, app: ASGIApp, health: HealthChecks, routes: list[Route]) -> None:
+    def __init__(self, app: ASGIApp, health: HealthChecks, routes: list[Route], access: Access) -> None:
         self._app = app
+        self._access = access
         self._health = health
         self._routed = frozenset((method, route.path) for route in routes for method in route.methods or ())
 
@@ -76,6 +95,7 @@ class Front:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        send = self._with_headers(send)
         method, path = scope["method"], routed_path(scope["path"])
         if (method, path) in self._routed and method not in ("HEAD", "OPTIONS"):
             await self._answer_from_app({**scope, "path": path}, receive, send)
@@ -83,6 +103,22 @@ class Front:
             await self._answer_health(scope, send)
         else:
             await _send(send, 501, b"unsupported: %s %s" % (method.encode(), path.encode()), b"text/plain")
+
+    def _with_headers(self, send: Send) -> Send:
+        """Answers that say what they hold carry the configured headers too; bare ones stay bare, as Patroni's do."""
+        extra = self._access.headers
+        if not extra:
+            return send
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = list(message["headers"])
+                names = {name for name, _ in headers}
+                if b"content-type" in names:
+                    message = {**message, "headers": [*headers, *(h for h in extra if h[0] not in names)]}
+            await send(message)
+
+        return sending
 
     async def _answer_health(self, scope: Scope, send: Send) -> None:
         try:

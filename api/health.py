@@ -16,6 +16,7 @@ from api.answers import encode_json
 from effects.board import Board, Published
 from effects.clock import wall_time
 from fsm import status
+from fsm.metrics import metrics_text
 from fsm.status import ANY, Standing, Wish
 from fsm.view import View
 
@@ -149,6 +150,12 @@ class HealthChecks:
                 return 200, self._status(published, now_ms)
             case _:
                 return self._code(published.view, now_ms, path, query), self._status(published, now_ms)
+
+    def metrics(self) -> str:
+        """The node's metrics. Source: Patroni, GET /metrics."""
+        now_ms, view = self._now_ms(), self._board.current.view
+        seen_s = _unix_time_s(status.etcd_seen_at_ms(view), now_ms)
+        return metrics_text(view, status.standing_at(view, now_ms), seen_s)
 
     def _code(self, view: View, now_ms: int, path: str, query: bytes) -> int:
         check = check_of(path)

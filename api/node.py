@@ -7,17 +7,23 @@ import json
 import logging
 import os
 import signal
+import ssl
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import IO
 
 import anyio
 
+from api.access import Access
 from api.app import build_app
+from api.reloading import SettingsReader, configure_access, credentials_of
 from api.server import serve
+from api.tls import ApiTls, TlsSettings
 from effects.agent import Agent
 from effects.clone import basebackup_arguments
+from effects.config_desk import ConfigDesk
 from effects.errors import ConfigError, MatriarchError
 from effects.etcd import EtcdClient
 from effects.etcd_access import etcd_client
@@ -129,15 +135,17 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-async def run_node(settings: Settings, run_as: RunAs | None) -> int:
+async def run_node(settings: Settings, run_as: RunAs | None, reread: Callable[[], Settings] | None = None) -> int:
     """Run this node until it is told to stop; the exit status.
 
     Args:
         settings: what this node was told, checked.
         run_as: the user that PostgreSQL's programs run as; None for this process's own.
+        reread: reads the settings again, for SIGHUP and POST /reload; None: they stay as they are.
 
     Raises: ConfigError.
     """
+    api_tls, certificate = _api_tls(settings), _client_certificate(settings)
     try:
         make_directory(settings.state_dir, None)
         lock = lock_agent(settings.state_dir)
@@ -151,15 +159,25 @@ async def run_node(settings: Settings, run_as: RunAs | None) -> int:
         )
     agent = Agent(identity_of(settings), boot_id(), log, recovered.last_seq)
     etcd = etcd_client(settings.etcd)
-    api_credentials = _api_credentials(settings)
-    peers = Peers(settings.name, api_credentials)
+    access = Access()
+    configure_access(access, settings.restapi)
+    peers = Peers(settings.name, credentials_of(settings.restapi), certificate)
+    reader = SettingsReader(
+        settings, reread or (lambda: settings), identity_of, lambda found: server_settings_of(found, run_as)
+    )
+    reader.serve(access=access, tls=api_tls, peers=peers)
+    source = EtcdSource(
+        etcd, prefix_of(settings.namespace, settings.scope), agent.report, partial(_watch_progress, agent)
+    )
+    configs = ConfigDesk(lambda: (source.config, source.config_revision))
     try:
         async with anyio.create_task_group() as tasks:
-            app = build_app(agent.board, log, agent.report, credentials=api_credentials)
-            await tasks.start(serve, app, settings.restapi.listen_host, settings.restapi.listen_port)
+            app = build_app(agent.board, log, agent.report, access=access, configs=configs, reload=reader.read)
+            await tasks.start(serve, app, settings.restapi.listen_host, settings.restapi.listen_port, api_tls)
             await tasks.start(log.run)
             tasks.start_soon(_stop_on_signal, agent)
-            await _run_agent(agent, settings, run_as, etcd, peers)
+            tasks.start_soon(_reload_on_signal, agent, reader)
+            await _run_agent(agent, settings, run_as, etcd, peers, source, configs, reader)
             await log.aclose()
             tasks.cancel_scope.cancel()
     finally:
@@ -170,7 +188,16 @@ async def run_node(settings: Settings, run_as: RunAs | None) -> int:
     return agent.exit_status
 
 
-async def _run_agent(agent: Agent, settings: Settings, run_as: RunAs | None, etcd: EtcdClient, peers: Peers) -> None:
+async def _run_agent(
+    agent: Agent,
+    settings: Settings,
+    run_as: RunAs | None,
+    etcd: EtcdClient,
+    peers: Peers,
+    source: EtcdSource,
+    configs: ConfigDesk,
+    reader: SettingsReader,
+) -> None:
     """The agent with its sources and executors, until it ends."""
     prefix = prefix_of(settings.namespace, settings.scope)
     server_settings = server_settings_of(settings, run_as)
@@ -180,15 +207,15 @@ async def _run_agent(agent: Agent, settings: Settings, run_as: RunAs | None, etc
         agent.report,
     )
     first_config = first_config_of(settings)
-    source = EtcdSource(etcd, prefix, agent.report, partial(_watch_progress, agent))
 
     def parameters() -> dict[str, str]:
         return dict(parse_dynamic(source.config or first_config).parameters)
 
     server = Server(server_settings, fence, parameters, agent.note_progress)
+    reader.serve(server=(server, server_settings))
     prober = Prober(server_settings)
     lanes = [
-        *ClusterKeys(etcd, prefix, settings.name, first_config).lanes(agent.report),
+        *ClusterKeys(etcd, prefix, settings.name, first_config, configs.text_of).lanes(agent.report),
         *server.lanes(agent.report),
         *peers.lanes(agent.report),
     ]
@@ -214,8 +241,41 @@ async def _stop_on_signal(agent: Agent) -> None:
             agent.stop()
 
 
-def _api_credentials(settings: Settings) -> tuple[str, str] | None:
+async def _reload_on_signal(agent: Agent, reader: SettingsReader) -> None:
+    """SIGHUP reads the settings again. Source: Patroni, signals."""
+    with anyio.open_signal_receiver(signal.SIGHUP) as signals:
+        async for _ in signals:
+            try:
+                agent.report(await reader.read("SIGHUP", "SIGHUP"))
+            except ConfigError as error:
+                logger.error("SIGHUP: the settings were not read again: %s", "; ".join(error.faults))  # noqa: TRY400
+
+
+def _api_tls(settings: Settings) -> ApiTls | None:
     restapi = settings.restapi
-    if restapi.username is None or restapi.password is None:
+    if restapi.certfile is None:
         return None
-    return restapi.username, restapi.password.reveal()
+    found = TlsSettings(
+        certfile=restapi.certfile,
+        keyfile=restapi.keyfile,
+        keyfile_password=restapi.keyfile_password,
+        cafile=restapi.cafile,
+        ciphers=restapi.ciphers,
+        verify_client=restapi.verify_client,
+    )
+    return ApiTls(found)
+
+
+def _client_certificate(settings: Settings) -> ssl.SSLContext | None:
+    """What shows other members this node's certificate. Source: Patroni, ctl.certfile; required by verify_client."""
+    ctl = settings.ctl
+    if ctl.certfile is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    password = ctl.keyfile_password.reveal() if ctl.keyfile_password else ""
+    try:
+        context.load_cert_chain(ctl.certfile, ctl.keyfile, password)
+    except (ssl.SSLError, OSError) as error:
+        raise ConfigError([f"ctl.certfile {ctl.certfile}: {error.strerror or error}"]) from error
+    return context

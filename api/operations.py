@@ -3,27 +3,33 @@
 Source: Patroni, REST API, the endpoints that write.
 """
 
-from base64 import b64encode
 from collections.abc import Awaitable, Callable
-from hmac import compare_digest
 from typing import Any, TypeVar
 
-import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from api.access import Access
 from api.answers import Rejected, read_object, text_answer, text_of
-from effects.board import Board
+from api.waiting import Desk
+from effects.clock import unix_ms
+from effects.errors import ConfigError
 from fsm import status
+from fsm.asking import Unreadable, check_schedule, read_restart
 from fsm.dynamic import TTL_MAX_S, as_bool
-from fsm.events import AnyEvent, FailsafeAsked, ReinitAsked, SwitchoverAsked
+from fsm.events import (
+    FailsafeAsked,
+    ReinitAsked,
+    ReloadAsked,
+    RestartAsked,
+    SwitchoverAsked,
+    SwitchoverCancelAsked,
+)
+from fsm.restart import restart_obstacle, restart_start_timeout_ms
 from fsm.status import AskedSwitchover
+from fsm.timing import REQUEST_TIMEOUT_MS, RESTART_STOP_MS
 from fsm.view import View
-
-Submit = Callable[[AnyEvent], None]
-Endpoint = Callable[[Request], Awaitable[Response]]
-Found = TypeVar("Found")
 
 OBSTACLE_LASTS_S = 1.5
 FAILSAFE_WAIT_S = 0.4
@@ -31,99 +37,198 @@ FAILSAFE_WAIT_S = 0.4
 SWITCHOVER_WAIT_LEAST_S = 10
 TAKEN_WAIT_S = 2
 """How long a request may be on its way to the machine, which takes milliseconds."""
+WAIT_S = REQUEST_TIMEOUT_MS / 1000 + 1
+UNHEARD = "etcd is not heard of at present: nothing was asked for"
+
+Reload = Callable[[str, str], Awaitable[ReloadAsked]]
+"""Reads the node's settings again, for a request's id and who asked. Raises: ConfigError, and then changes nothing."""
+
+
+Found = TypeVar("Found")
 
 
 class Operations:
     """Answers requests that change something, to those who may make them."""
 
-    def __init__(
-        self, board: Board, submit: Submit, now_ms: Callable[[], int], credentials: tuple[str, str] | None
-    ) -> None:
-        self._board, self._submit, self._now_ms = board, submit, now_ms
-        self._authorisation = basic_authorisation(*credentials) if credentials else None
+    def __init__(self, desk: Desk, access: Access, reload: Reload | None = None) -> None:
+        self._desk, self._access, self._reload = desk, access, reload
 
     @property
     def routes(self) -> list[Route]:
         """Where each request goes."""
         endpoints = {
-            "/switchover": self.switch_over,
-            "/reinitialize": self.reinitialize,
-            "/failsafe": self.confirm_failsafe,
+            ("POST", "/switchover"): self.switch_over,
+            ("DELETE", "/switchover"): self.cancel_switchover,
+            ("POST", "/failover"): self.fail_over,
+            ("POST", "/restart"): self.restart,
+            ("DELETE", "/restart"): self.cancel_restart,
+            ("POST", "/reload"): self.reload,
+            ("POST", "/reinitialize"): self.reinitialize,
+            ("POST", "/failsafe"): self.confirm_failsafe,
         }
-        return [Route(path, self._guarded(endpoint), methods=["POST"]) for path, endpoint in endpoints.items()]
+        guarded = self._access.guarded
+        return [
+            Route(path, guarded(endpoint, self._desk.board), methods=[method])
+            for (method, path), endpoint in endpoints.items()
+        ]
 
-    def _guarded(self, endpoint: Endpoint) -> Endpoint:
-        async def guarded(request: Request) -> Response:
-            given = request.headers.get("authorization", "").encode("latin-1")
-            if self._authorisation is not None and not compare_digest(given, self._authorisation):
-                headers = {"WWW-Authenticate": 'Basic realm="Patroni"'}
-                return text_answer("not authenticated" if not given else "wrong credentials", 401, headers)
-            return await endpoint(request)
+    def _require_etcd(self) -> None:
+        if not self._desk.view.etcd.is_watched:
+            raise Rejected(503, UNHEARD)
 
-        return guarded
-
-    # ---- switchover
+    # ---- switchover and failover
 
     async def switch_over(self, request: Request) -> Response:
         """Hands the leadership on, and answers when that is done or will not be. Source: Patroni, POST /switchover."""
-        leader, candidate = self._parse_switchover(await read_object(request))
-        view = self._board.current.view
-        if not view.etcd.is_watched:
-            raise Rejected(503, "etcd is not heard of at present: nothing was asked for")
-        await self._check_switchover(leader, candidate)
-        view = self._board.current.view
-        asked = AskedSwitchover(leader=leader, candidate=candidate, revision=status.failover_revision(view))
-        self._submit(SwitchoverAsked(at_ms=self._now_ms(), leader=leader, candidate=candidate, by=_who(request)))
-        return await self._switchover_answer(asked)
+        return await self._hand_over(request, await read_object(request), is_failover=False)
 
-    async def _check_switchover(self, leader: str, candidate: str | None) -> None:
+    async def fail_over(self, request: Request) -> Response:
+        """Makes a member the leader; with a leader named it is a switchover. Source: Patroni, POST /failover."""
+        body = await read_object(request)
+        return await self._hand_over(request, body, is_failover=text_of(body, "leader") is None)
+
+    async def _hand_over(self, request: Request, body: dict[str, Any], *, is_failover: bool) -> Response:
+        leader, candidate = text_of(body, "leader"), text_of(body, "candidate", "member")
+        scheduled_at = text_of(body, "scheduled_at") or ""
+        self._check_request(leader, candidate, scheduled_at, is_failover=is_failover)
+        self._require_etcd()
+        if not scheduled_at:
+            await self._check_feasible(leader, candidate)
+        asked = AskedSwitchover(
+            leader=leader or self._desk.view.leader,
+            candidate=candidate,
+            revision=status.failover_revision(self._desk.view),
+            is_failover=is_failover,
+        )
+        event = SwitchoverAsked(
+            at_ms=self._desk.now_ms(),
+            leader=leader,
+            candidate=candidate,
+            scheduled_at=scheduled_at,
+            by=self._access.who(request),
+        )
+        self._desk.submit(event)
+        return await (self._schedule_answer(asked) if scheduled_at else self._handover_answer(asked))
+
+    def _check_request(
+        self, leader: str | None, candidate: str | None, scheduled_at: str, *, is_failover: bool
+    ) -> None:
+        """Refuse what makes no sense. Source: Patroni, the order of its checks that answer 400 and 422."""
+        is_paused = self._desk.view.dynamic.pause
+        if is_failover and candidate is None:
+            raise Rejected(400, "Failover could be performed only to a specific candidate")
+        if not is_failover and leader is None:
+            raise Rejected(400, "Switchover could be performed only from a specific leader")
+        if is_failover and scheduled_at:
+            raise Rejected(400, "a failover cannot be scheduled: leave out scheduled_at")
+        if scheduled_at and is_paused:
+            raise Rejected(400, "a switchover cannot be scheduled in a paused state")
+        if scheduled_at:
+            _readable(lambda: check_schedule(scheduled_at, unix_ms()))
+        if candidate is None and is_paused:
+            raise Rejected(400, "Switchover is possible only to a specific candidate in a paused state")
+        if leader is not None and leader == candidate:
+            raise Rejected(400, "Switchover target and source are the same")
+
+    async def _check_feasible(self, leader: str | None, candidate: str | None) -> None:
         """Refuse what cannot be done; a look at the server may be a second old, so an obstacle must last longer."""
 
         def is_clear(view: View) -> bool | None:
             return status.switchover_obstacle(view, leader, candidate) is None or None
 
-        if not await self._found_on_board(is_clear, OBSTACLE_LASTS_S):
-            raise Rejected(412, status.switchover_obstacle(self._board.current.view, leader, candidate) or "not now")
+        if not await self._desk.found(is_clear, OBSTACLE_LASTS_S):
+            raise Rejected(412, status.switchover_obstacle(self._desk.view, leader, candidate) or "not now")
 
-    def _parse_switchover(self, body: dict[str, Any]) -> tuple[str, str | None]:
-        """Leader and candidate. Source: Patroni, the order of its checks that answer 400."""
-        leader, candidate = text_of(body, "leader"), text_of(body, "candidate", "member")
-        if leader is None:
-            raise Rejected(400, "Switchover could be performed only from a specific leader")
-        if text_of(body, "scheduled_at") is not None:
-            raise Rejected(400, "a switchover cannot be scheduled yet: leave out scheduled_at")
-        if candidate is None and self._board.current.view.dynamic.pause:
-            raise Rejected(400, "Switchover is possible only to a specific candidate in a paused state")
-        if leader == candidate:
-            raise Rejected(400, "Switchover target and source are the same")
-        return leader, candidate
+    async def _schedule_answer(self, asked: AskedSwitchover) -> Response:
+        written = await self._desk.found(lambda view: status.is_request_written(view, asked) or None, WAIT_S)
+        if not written:
+            raise Rejected(503, "etcd did not take the request: nobody knows whether it is scheduled")
+        return text_answer("Switchover scheduled", 202)
 
-    async def _switchover_answer(self, asked: AskedSwitchover) -> Response:
-        wait_s = 2 * max(SWITCHOVER_WAIT_LEAST_S, self._board.current.view.dynamic.loop_wait_s)
-        match await self._found_on_board(lambda view: status.switchover_outcome(view, asked), wait_s):
+    async def _handover_answer(self, asked: AskedSwitchover) -> Response:
+        wait_s = 2 * max(SWITCHOVER_WAIT_LEAST_S, self._desk.view.dynamic.loop_wait_s)
+        match await self._desk.found(lambda view: status.switchover_outcome(view, asked), wait_s):
             case "moved":
                 return text_answer(self._moved_line(asked))
             case "dropped":
-                raise Rejected(503, f'Switchover failed: the request was dropped, "{asked.leader}" still leads')
+                leads = f'"{asked.leader}" still leads' if asked.leader else "nobody leads"
+                raise Rejected(503, f"{asked.kind} failed: the request was dropped, {leads}")
             case _:
-                raise Rejected(503, f"Switchover status unknown after {wait_s} s")
+                raise Rejected(503, f"{asked.kind} status unknown after {wait_s} s")
 
     def _moved_line(self, asked: AskedSwitchover) -> str:
         """The words that tools look for."""
-        leader = self._board.current.view.leader
+        leader = self._desk.view.leader
+        verb = "failed over" if asked.is_failover else "switched over"
         if asked.candidate in (None, leader):
-            return f'Successfully switched over to "{leader}"'
-        return f'Switched over to "{leader}" instead of "{asked.candidate}"'
+            return f'Successfully {verb} to "{leader}"'
+        return f'{verb.capitalize()} to "{leader}" instead of "{asked.candidate}"'
 
-    async def _found_on_board(self, look: Callable[[View], Found | None], wait_s: float) -> Found | None:
-        """What `look` finds in the first snapshot in which it finds something; None if the time passes."""
-        with anyio.move_on_after(wait_s):
-            while True:
-                found = look(self._board.current.view)
-                if found is not None:
-                    return found
-                await self._board.changed()
-        return None
+    async def cancel_switchover(self, request: Request) -> Response:
+        """Drops the scheduled switchover. Source: Patroni, DELETE /switchover."""
+        self._require_etcd()
+        view = self._desk.view
+        if view.failover is None or not status.is_switchover_scheduled(view):
+            raise Rejected(404, "no switchover is scheduled")
+        request_id = self._desk.new_request_id()
+        revision = view.failover.mod_revision
+        event = SwitchoverCancelAsked(
+            at_ms=self._desk.now_ms(), request_id=request_id, revision=revision, by=self._access.who(request)
+        )
+        self._desk.submit(event)
+        answer = await self._desk.answer(request_id, WAIT_S)
+        match answer.ending:
+            case "done":
+                return text_answer("scheduled switchover deleted")
+            case "conflict":
+                raise Rejected(409, f"the scheduled switchover was not deleted: {answer.detail}")
+            case _:
+                raise Rejected(503, f"nobody knows whether the switchover was deleted: {answer.detail}")
+
+    # ---- restart and reload
+
+    async def restart(self, request: Request) -> Response:
+        """Restarts the server in place, and answers when it is back. Source: Patroni, POST /restart."""
+        body = await read_object(request, is_optional=True)
+        wish = _readable(lambda: read_restart(body))
+        view = self._desk.view
+        obstacle = restart_obstacle(
+            view, role=wish.role, postgres_version=wish.postgres_version, restart_pending=wish.restart_pending
+        )
+        if obstacle is not None:
+            raise Rejected(503, obstacle)
+        request_id = self._desk.new_request_id()
+        event = RestartAsked(
+            at_ms=self._desk.now_ms(),
+            request_id=request_id,
+            role=wish.role,
+            postgres_version=wish.postgres_version,
+            restart_pending=wish.restart_pending,
+            timeout_ms=wish.timeout_ms,
+            by=self._access.who(request),
+        )
+        self._desk.submit(event)
+        wait_ms = RESTART_STOP_MS + restart_start_timeout_ms(view, wish.timeout_ms) + REQUEST_TIMEOUT_MS
+        answer = await self._desk.answer(request_id, wait_ms / 1000)
+        if answer.ending != "done":
+            raise Rejected(503, f"restart failed: {answer.detail}" if answer.ending != "refused" else answer.detail)
+        return text_answer("restarted successfully")
+
+    async def cancel_restart(self, request: Request) -> Response:
+        """Restarts are not scheduled yet, so there is none. Source: Patroni, DELETE /restart."""
+        raise Rejected(404, "no restart is scheduled")
+
+    async def reload(self, request: Request) -> Response:
+        """Reads the node's settings again, as SIGHUP does. Source: Patroni, POST /reload."""
+        if self._reload is None:
+            raise Rejected(503, "this node has no settings to read again")
+        request_id = self._desk.new_request_id()
+        try:
+            event = await self._reload(request_id, self._access.who(request))
+        except ConfigError as error:
+            raise Rejected(503, f"the settings were not read again: {'; '.join(error.faults)}") from error
+        self._desk.submit(event)
+        return text_answer("reload scheduled", 202)
 
     # ---- reinitialize
 
@@ -135,17 +240,17 @@ class Operations:
         body = await read_object(request, is_optional=True)
         is_forced, is_from_leader = (as_bool(body.get(name), False) for name in ("force", "from_leader"))
         self._check_reinit(is_forced)
-        asked = ReinitAsked(at_ms=self._now_ms(), by=_who(request), is_from_leader=is_from_leader, is_forced=is_forced)
-        self._submit(asked)
-        if not await self._found_on_board(
-            lambda view: status.has_taken_reinit(view, asked.at_ms) or None, TAKEN_WAIT_S
-        ):
+        asked = ReinitAsked(
+            at_ms=self._desk.now_ms(), by=self._access.who(request), is_from_leader=is_from_leader, is_forced=is_forced
+        )
+        self._desk.submit(asked)
+        if not await self._desk.found(lambda view: status.has_taken_reinit(view, asked.at_ms) or None, TAKEN_WAIT_S):
             self._check_reinit(is_forced)
             raise Rejected(503, f"the agent did not take the request within {TAKEN_WAIT_S} s")
         return text_answer("reinitialize started")
 
     def _check_reinit(self, is_forced: bool) -> None:
-        obstacle = status.reinit_obstacle(self._board.current.view, is_forced=is_forced)
+        obstacle = status.reinit_obstacle(self._desk.view, is_forced=is_forced)
         if obstacle is not None:
             raise Rejected(503, obstacle)
 
@@ -159,22 +264,20 @@ class Operations:
             raise Rejected(400, '"name" is missing: the leader that asks')
         self._check_failsafe(leader)
         asked = FailsafeAsked(
-            at_ms=self._now_ms(),
+            at_ms=self._desk.now_ms(),
             leader=leader,
             ttl_s=_ttl_of(body),
             conn_url=text_of(body, "conn_url") or "",
             api_url=text_of(body, "api_url") or "",
         )
-        self._submit(asked)
-        view = await self._found_on_board(
-            lambda view: view if status.has_promised(view, asked) else None, FAILSAFE_WAIT_S
-        )
+        self._desk.submit(asked)
+        view = await self._desk.found(lambda view: view if status.has_promised(view, asked) else None, FAILSAFE_WAIT_S)
         if view is None:
             raise Rejected(503, f'this node does not promise "{leader}" to let it go on')
         return text_answer("Accepted", headers={"lsn": str(view.position_lsn)})
 
     def _check_failsafe(self, leader: str) -> None:
-        view = self._board.current.view
+        view = self._desk.view
         if not view.dynamic.failsafe_mode:
             raise Rejected(502, "failsafe mode is off")
         if status.is_leading_in_any_way(view) or leader == view.name:
@@ -189,10 +292,9 @@ def _ttl_of(body: dict[str, Any]) -> int:
     return ttl_s
 
 
-def basic_authorisation(username: str, password: str) -> bytes:
-    """What the Authorization header must say. Source: RFC 7617."""
-    return b"Basic " + b64encode(f"{username}:{password}".encode())
-
-
-def _who(request: Request) -> str:
-    return request.client.host if request.client else ""
+def _readable(read: Callable[[], Found]) -> Found:
+    """What is read from a request. Raises: Rejected for what makes no sense."""
+    try:
+        return read()
+    except Unreadable as error:
+        raise Rejected(error.status, str(error)) from error

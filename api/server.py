@@ -11,7 +11,10 @@ import anyio
 import uvicorn
 from anyio.abc import TaskStatus
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from api.access import CERTIFIED
+from api.tls import ApiTls
 from effects.errors import ConfigError
 
 BACKLOG = 512
@@ -58,8 +61,23 @@ class _Server(uvicorn.Server):
             await asyncio.wait(set(self.server_state.tasks), timeout=LEAVE_WITHIN_S)
 
 
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP, which also notes whether the client showed a certificate."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        # The context takes only certificates that `restapi.cafile` vouches for.
+        certificate = self.transport.get_extra_info("peercert")
+        self.scope["state"] = {**self.scope.get("state", {}), CERTIFIED: bool(certificate)}
+
+
 async def serve(
-    app: ASGIApp, host: str, port: int, *, task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED
+    app: ASGIApp,
+    host: str,
+    port: int,
+    tls: ApiTls | None = None,
+    *,
+    task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled. `task_status` tells the port once connections are taken.
 
@@ -67,13 +85,14 @@ async def serve(
         app: the ASGI application.
         host: a name or an address to listen on; "" or "*" for all of them.
         port: 0 for any that is free.
+        tls: the certificate to serve HTTPS with; None serves HTTP.
 
     Raises: ConfigError when the address cannot be listened on. Source: Patroni, restapi.listen.
     """
     sockets = await bind(host, port)
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=_Protocol,
         ws="none",
         interface="asgi3",
         lifespan="off",
@@ -84,6 +103,7 @@ async def serve(
         date_header=False,
         proxy_headers=False,
         backlog=BACKLOG,
+        ssl_context_factory=None if tls is None else lambda _config, _default: tls.context,
     )
     logging.getLogger("uvicorn.error").addFilter(_is_worth_telling)
     server = _Server(config, lambda: task_status.started(sockets[0].getsockname()[1]))

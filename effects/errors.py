@@ -16,6 +16,10 @@ class ConfigError(MatriarchError):
         super().__init__("\n".join(faults))
 
 
+class ConfigUnusable(MatriarchError):
+    """The operator's: a dynamic configuration that no node could use. Its text says where, and what is allowed."""
+
+
 class EtcdError(MatriarchError):
     """The world's: a call to etcd that did not end in a usable answer."""
 

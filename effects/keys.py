@@ -4,7 +4,9 @@ Source: Patroni, etcd v3 keys `/<namespace>/<scope>/…`; etcd, KV.Txn, Lease.
 """
 
 import re
+from collections.abc import Callable
 
+from effects.errors import EtcdRefused
 from effects.etcd import EtcdClient
 from effects.etcd_types import KeyValue, Transacted, absent, delete, mod_revision_is, put, value_is
 from effects.lanes import Lane, Report
@@ -19,10 +21,23 @@ def prefix_of(namespace: str, scope: str) -> str:
     return re.sub(r"/+", "/", f"/{namespace}/{scope}/")
 
 
+def _no_config_text(request_id: str) -> str:
+    raise EtcdRefused("nobody can ask for a change of the configuration here")
+
+
 class ClusterKeys:
     """Performs the effects on one cluster's keys, as one member."""
 
-    def __init__(self, client: EtcdClient, prefix: str, name: str, first_config: str) -> None:
+    def __init__(
+        self,
+        client: EtcdClient,
+        prefix: str,
+        name: str,
+        first_config: str,
+        config_text: Callable[[str], str] = _no_config_text,
+    ) -> None:
+        """`config_text` gives the dynamic configuration that was asked for under a request's id."""
+        self._config_text = config_text
         self._client, self._prefix, self._name = client, prefix, name
         self._first_config = first_config
 
@@ -42,6 +57,7 @@ class ClusterKeys:
                     do.ClaimInitialize: self.claim_initialize,
                     do.WriteInitialize: self.write_initialize,
                     do.WriteConfig: self.write_config,
+                    do.ChangeConfig: self.change_config,
                     do.PublishMember: self.publish_member,
                     do.PublishAsLeader: self.publish_as_leader,
                     do.RequestFailover: self.request_failover,
@@ -138,6 +154,17 @@ class ClusterKeys:
             else_read=key,
         )
         return self._written("config", written, self._first_config, 0)
+
+    async def change_config(self, effect: do.ChangeConfig) -> AnyResult:
+        """Another dynamic configuration, if it is still the one that the change was made from."""
+        key, text = self._key("config"), self._config_text(effect.request_id)
+        written = await self._client.transact(
+            [mod_revision_is(key, effect.revision)] if effect.revision else [],
+            [put(key, text)],
+            timeout_ms=effect.timeout_ms,
+            else_read=key,
+        )
+        return self._written("config", written, text, 0)
 
     async def publish_member(self, effect: do.PublishMember) -> AnyResult:
         """The member key."""

@@ -3,6 +3,7 @@
 Speaks Patroni's REST API, so a Patroni member answers as well. A silent member is left out of the answer.
 """
 
+import ssl
 from typing import Any
 
 import anyio
@@ -19,11 +20,18 @@ from fsm.wire import failover_priority, is_barred_by_tags
 class Peers:
     """Performs the questions to other members. `credentials`: Patroni, restapi.authentication."""
 
-    def __init__(self, name: str, credentials: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self, name: str, credentials: tuple[str, str] | None = None, certificate: ssl.SSLContext | None = None
+    ) -> None:
+        """`certificate`: what shows this node's certificate to members that ask for one; None shows none."""
         self._name = name
-        auth = httpx.BasicAuth(*credentials) if credentials else None
         # Patroni's agents do not verify each other's server certificates either; see its REST API documentation.
-        self._client = httpx.AsyncClient(auth=auth, verify=False, trust_env=False)  # noqa: S501
+        self._client = httpx.AsyncClient(verify=certificate or False, trust_env=False)
+        self.take_credentials(credentials)
+
+    def take_credentials(self, credentials: tuple[str, str] | None) -> None:
+        """Bring these from now on."""
+        self._client.auth = httpx.BasicAuth(*credentials) if credentials else httpx.Auth()
 
     async def aclose(self) -> None:
         """Close all connections."""

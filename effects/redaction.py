@@ -31,6 +31,26 @@ def redacted_config(text: str) -> str:
         return "{}"  # nobody can say what is in it
 
 
+def shown_value(path: str, value: Any) -> str | None:
+    """One value of the dynamic configuration as text for events and messages; None for none."""
+    if value is None:
+        return None
+    name = path.rpartition(".")[2]
+    return HIDDEN if _is_secret(name, value) else compact(_cleaned(value))
+
+
+def hidden_kept(new: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with every hidden value put back that somebody sent as it was shown to them."""
+    found = {}
+    for name, value in new.items():
+        here = known.get(name)
+        if isinstance(value, dict):
+            found[name] = hidden_kept(value, here if isinstance(here, dict) else {})
+        else:
+            found[name] = here if value == HIDDEN and _is_secret(name, value) and here is not None else value
+    return found
+
+
 def _cleaned(found: Any) -> Any:
     if isinstance(found, dict):
         return {key: HIDDEN if _is_secret(key, value) else _cleaned(value) for key, value in found.items()}

@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 
 from effects.board import Board
-from effects.clock import now_ms
+from effects.clock import now_ms, unix_ms
 from effects.errors import EtcdError, FenceUnavailable, MatriarchError, ServerStarting, WatchCompacted
 from effects.etcd import EtcdClient
 from effects.etcd_types import KeyChange as WatchedChange
@@ -44,6 +44,7 @@ class EtcdSource:
         self._progress_every_ms = progress_every_ms
         self.config: str | None = None
         """The dynamic configuration as it stands in etcd, secrets and all; never in an event."""
+        self.config_revision = 0
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -53,7 +54,7 @@ class EtcdSource:
             try:
                 read = await self._client.read_prefix(self._prefix, timeout_ms=READ_TIMEOUT_MS)
                 keys = tuple(self._heard(as_change(self._prefix, key)) for key in read.keys)
-                self._report(ClusterRead(at_ms=now_ms(), revision=read.revision, keys=keys))
+                self._report(ClusterRead(at_ms=now_ms(), revision=read.revision, keys=keys, unix_ms=unix_ms()))
                 pause_s, told = RETRY_FIRST_S, ""
                 await self._follow(read.revision)
             except WatchCompacted:
@@ -72,13 +73,15 @@ class EtcdSource:
             async for batch in batches:
                 if batch.changes:
                     changes = tuple(self._heard(self._as_fact(change)) for change in batch.changes)
-                    self._report(KeysChanged(at_ms=now_ms(), revision=batch.revision, changes=changes))
+                    self._report(
+                        KeysChanged(at_ms=now_ms(), revision=batch.revision, changes=changes, unix_ms=unix_ms())
+                    )
                 self._client.expect_progress(self._progress_every_ms())  # the ttl may have changed
 
     def _heard(self, change: KeyChange) -> KeyChange:
         """The change as it may be logged; the configuration itself is kept for those who must write it."""
         if change.key == "config":
-            self.config = change.value
+            self.config, self.config_revision = change.value, change.mod_revision
         return without_secrets(change)
 
     def _as_fact(self, change: WatchedChange) -> KeyChange:

@@ -12,14 +12,19 @@ from fsm.view import View
 from fsm.wire import FailoverRequest
 
 
-def scheduled_unix_ms(text: str | None) -> int | None:
-    """The Unix time that an ISO 8601 text with a time zone names; None for anything else."""
+def instant_of(text: str | None) -> datetime | None:
+    """The instant that an ISO 8601 text names, with or without a time zone; None for anything else."""
     try:
-        found = datetime.fromisoformat(text or "")
+        return datetime.fromisoformat(text or "")
     except ValueError:
         return None
+
+
+def scheduled_unix_ms(text: str | None) -> int | None:
+    """The Unix time that an ISO 8601 text with a time zone names; None for anything else."""
+    found = instant_of(text)
     try:
-        return int(found.timestamp() * 1000) if found.tzinfo is not None else None
+        return int(found.timestamp() * 1000) if found is not None and found.tzinfo is not None else None
     except (OverflowError, ValueError):
         return None
 

@@ -244,7 +244,7 @@ def status_fields(
     """
     probe = view.server.probe
     fields: dict[str, Any] = {
-        "state": _shown_state(view, standing),
+        "state": shown_state(view, standing),
         "postmaster_start_time": probe.postmaster_started_at if probe else None,
         "role": _shown_role(view, standing),
         **(_server_fields(view, probe) if probe else {}),
@@ -261,7 +261,7 @@ def status_fields(
     return {key: value for key, value in fields.items() if value is not None}
 
 
-def _shown_state(view: View, standing: Standing) -> str:
+def shown_state(view: View, standing: Standing) -> str:
     """The server's state; `unknown` for a standby that fell silent. A silent primary may still write: it is `running`,
     because members that are about to stand must not take silence for absence."""
     state = postgres_state(view)
@@ -413,16 +413,19 @@ def failsafe_members(view: View) -> dict[str, Any] | None:
 # ---- what an operator or a peer asks for ----------------------------------------------------------------------------
 
 
-def switchover_obstacle(view: View, leader: str, candidate: str | None) -> str | None:
-    """Why a switchover cannot be done now, in one line; None if nothing speaks against it.
+def switchover_obstacle(view: View, leader: str | None, candidate: str | None) -> str | None:
+    """Why a switchover, or without `leader` a failover, cannot be done now, in one line; None if nothing speaks
+    against it.
 
     Source: Patroni, POST /switchover, the checks that answer 412. Lag and timeline are the leader's to judge.
     """
-    if view.leader != leader:
+    if leader is not None and view.leader != leader:
         return f'leader name does not match: "{leader}" was named, ' + (
             f'"{view.leader}" leads' if view.leader else "nobody leads"
         )
-    others = {name: member for name, member in view.members.items() if name != leader}
+    if candidate is not None and candidate == view.leader:
+        return f'"{candidate}" leads already'
+    others = {name: member for name, member in view.members.items() if name != view.leader}
     if candidate is not None and candidate not in others:
         return f'candidate "{candidate}" is not a member of the cluster'
     if not others:
@@ -432,24 +435,31 @@ def switchover_obstacle(view: View, leader: str, candidate: str | None) -> str |
 
 
 def _candidates_obstacle(view: View, request: FailoverRequest, named: dict[str, Member]) -> str | None:
-    if view.dynamic.synchronous_mode == "on":
+    # A failover may go to a member that is not synchronous: whoever asks for one accepts that. Source: Patroni.
+    if view.dynamic.synchronous_mode == "on" and request.leader is not None:
         named = {name: member for name, member in named.items() if _is_in_sync_key(view, name)}
         if not named:
             return f'candidate "{request.candidate}" is not synchronous' if request.candidate else "no sync standby"
     if all(is_barred_by_tags(dict(member.tags)) for member in named.values()):
         return "no good candidates: the tags of " + ", ".join(sorted(named)) + " forbid it"
     # Only the leader sees who streams from it.
-    if view.name == request.leader and not handover_targets(replace(view, failover=request)):
+    if view.name == view.leader and not handover_targets(replace(view, failover=request)):
         return "no good candidates: " + ", ".join(sorted(named)) + " does not stream from the leader"
     return None
 
 
 class AskedSwitchover(Struct, frozen=True, kw_only=True):
-    """A switchover that was asked for. `revision`: that of the `failover` key before."""
+    """A switchover or failover that was asked for. `leader`: who led then; `revision`: the `failover` key's before."""
 
-    leader: str
+    leader: str | None
     candidate: str | None
     revision: int
+    is_failover: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What it is called."""
+        return "Failover" if self.is_failover else "Switchover"
 
 
 def failover_revision(view: View) -> int:
@@ -464,6 +474,16 @@ def switchover_outcome(view: View, asked: AskedSwitchover) -> Literal["moved", "
         return "moved"
     is_waiting = view.switchover is not None or view.failover is not None
     return "dropped" if not is_waiting and failover_revision(view) > asked.revision else None
+
+
+def is_request_written(view: View, asked: AskedSwitchover) -> bool:
+    """True when the request is in etcd, where it waits for its instant."""
+    return view.switchover is None and failover_revision(view) > asked.revision
+
+
+def is_switchover_scheduled(view: View) -> bool:
+    """True when the `failover` key holds a request for an instant."""
+    return view.failover is not None and bool(view.failover.scheduled_at)
 
 
 def reinit_obstacle(view: View, *, is_forced: bool = False) -> str | None:

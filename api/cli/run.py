@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -36,7 +37,9 @@ def run(config: Path | None, check: bool) -> int:
         return 0
     from api.node import run_node
 
-    return anyio.run(run_node, settings, run_as, backend_options={"use_uvloop": True})
+    return anyio.run(
+        run_node, settings, run_as, partial(load, config, os.environ), backend_options={"use_uvloop": True}
+    )
 
 
 def user_to_run_as(settings: Settings) -> RunAs | None:

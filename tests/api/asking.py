@@ -11,8 +11,11 @@ from msgspec import Struct
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message
 
+from api.access import Access
 from api.app import build_app
+from api.operations import Reload
 from effects.board import Board, Published
+from effects.config_desk import ConfigDesk
 from effects.log import TransitionLog
 from fsm.events import AnyEvent
 from fsm.view import View
@@ -97,9 +100,17 @@ class Surroundings:
         self.submitted.append(event)
         self.react(event)
 
-    def app(self, credentials: tuple[str, str] | None = None) -> Starlette:
+    def app(
+        self,
+        credentials: tuple[str, str] | None = None,
+        *,
+        access: Access | None = None,
+        configs: ConfigDesk | None = None,
+        reload: Reload | None = None,
+    ) -> Starlette:
         """The API on these."""
-        return build_app(self.board, self.log, self.submit, lambda: self.now_ms, credentials)
+        access = access or Access(credentials)
+        return build_app(self.board, self.log, self.submit, lambda: self.now_ms, access, configs, reload)
 
 
 @asynccontextmanager

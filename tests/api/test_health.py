@@ -26,7 +26,7 @@ LEADER_PATHS = ("/leader", "/xleader")
 ANY_PATHS = ("/read-only", "/health")
 STANDBY_PATHS = ("/replica", "/foo/replica", "/async", "/asynchronous")
 NOBODYS_PATHS = (
-    "/standby-leader", "/standby_leader", "/sync", "/synchronous", "/quorum", "/nonsense", "/async/x", "/metrics",
+    "/standby-leader", "/standby_leader", "/sync", "/synchronous", "/quorum", "/nonsense", "/async/x",
 )  # fmt: skip
 
 
@@ -63,7 +63,9 @@ async def test_health_path_tells_role_when_asked_by_any_method(
             assert (answer.headers, answer.body) == ({"content-length": "0"}, b"")
 
 
-@pytest.mark.parametrize("path", ["/liveness", "/readiness", "/patroni", "/cluster", "/config", "/log", "/fsm"])
+@pytest.mark.parametrize(
+    "path", ["/liveness", "/readiness", "/patroni", "/cluster", "/config", "/metrics", "/log", "/fsm"]
+)
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS"])
 async def test_head_asks_about_health_when_get_has_something_else_there(
     around: Surroundings, path: str, method: str

@@ -82,7 +82,8 @@ async def test_body_is_refused_when_it_is_no_object(
         ({"leader": 5}, '"leader" is not text'),
         ({"leader": "n1", "candidate": "n1"}, "the same"),
         ({"leader": "n1", "member": "n1"}, "the same"),
-        ({"leader": "n1", "scheduled_at": "2099-01-01T00:00:00Z"}, "scheduled"),
+        ({"leader": "n1", "scheduled_at": "2099-01-01T00:00:00"}, "time zone"),
+        ({"leader": "n1", "scheduled_at": 5}, "is not text"),
     ],
 )
 async def test_switchover_is_refused_when_it_makes_no_sense(around: Surroundings, body: Any, said: str) -> None:

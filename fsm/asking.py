@@ -1,0 +1,92 @@
+"""Reading what people ask for: the conditions of a restart, the instant of a switchover. Pure.
+
+Source: Patroni, POST /restart and POST /switchover.
+"""
+
+import re
+from typing import Any
+
+from fsm.facts import Fact
+from fsm.handover import instant_of, scheduled_unix_ms
+
+ROLES = {"primary": "primary", "master": "primary", "replica": "replica", "standby_leader": "standby_leader"}
+RESTART_KEYS = ("schedule", "role", "postgres_version", "timeout", "restart_pending")
+UNITS_MS = {"us": 0.001, "ms": 1, "s": 1_000, "": 1_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
+TIMEOUT_MOST_MS = 24 * 3_600_000
+
+_VERSION = re.compile(r"(\d{2})\.(\d{1,4})|(9)\.(\d{1,2})\.(\d{1,2})", re.ASCII)
+_TIMEOUT = re.compile(r"\s*(\d{1,9}(?:\.\d{1,6})?)\s*(us|ms|s|min|h|d)?\s*", re.ASCII)
+
+
+class Unreadable(ValueError):
+    """A request that makes no sense: one line that says why, and the HTTP status that Patroni gives it."""
+
+    def __init__(self, reason: str, status: int = 400) -> None:
+        self.status = status
+        super().__init__(reason)
+
+
+class RestartWish(Fact, frozen=True, kw_only=True):
+    """Under which conditions a server is to be restarted, and how long its start may take (0: as configured)."""
+
+    role: str | None = None
+    postgres_version: int = 0
+    restart_pending: bool = False
+    timeout_ms: int = 0
+
+
+def read_restart(body: dict[str, Any]) -> RestartWish:
+    """The conditions in a request's body. Raises: Unreadable."""
+    for name in body:
+        if name not in RESTART_KEYS:
+            raise Unreadable(f'"{name[:40]}" is no condition of a restart: allowed are {", ".join(RESTART_KEYS)}')
+    if body.get("schedule") is not None:
+        raise Unreadable("a restart cannot be scheduled yet: leave out schedule")
+    return RestartWish(
+        role=_role(body.get("role")),
+        postgres_version=_version(body.get("postgres_version")),
+        # That the key is there is what counts. Source: Patroni, POST /restart.
+        restart_pending="restart_pending" in body,
+        timeout_ms=_timeout_ms(body.get("timeout")),
+    )
+
+
+def _role(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or value not in ROLES:
+        raise Unreadable(f"role: allowed are {', '.join(ROLES)}")
+    return ROLES[value]
+
+
+def _version(value: object) -> int:
+    """As server_version_num. Source: PostgreSQL, server_version_num."""
+    if value is None:
+        return 0
+    found = _VERSION.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        raise Unreadable('postgres_version: allowed is a version such as "16.4"')
+    if found[3]:
+        return 90_000 + int(found[4]) * 100 + int(found[5])
+    return int(found[1]) * 10_000 + int(found[2])
+
+
+def _timeout_ms(value: object) -> int:
+    if value is None:
+        return 0
+    found = None if isinstance(value, bool) else _TIMEOUT.fullmatch(str(value))
+    span_ms = int(float(found[1]) * UNITS_MS[found[2] or ""]) if found else 0
+    if not 0 < span_ms <= TIMEOUT_MOST_MS:
+        raise Unreadable("timeout: allowed is a span of time above 0 and up to a day, in seconds or with a unit")
+    return span_ms
+
+
+def check_schedule(text: str, now_unix_ms: int) -> None:
+    """Returns if the text names an instant that lies ahead. Raises: Unreadable."""
+    instant, due_ms = instant_of(text), scheduled_unix_ms(text)
+    if instant is not None and instant.tzinfo is None:
+        raise Unreadable("scheduled_at: the time zone is missing, such as 2026-01-31T12:00:00+00:00")
+    if due_ms is None:
+        raise Unreadable("scheduled_at: allowed is an instant such as 2026-01-31T12:00:00+00:00", 422)
+    if due_ms < now_unix_ms:
+        raise Unreadable("scheduled_at: the instant has passed", 422)
