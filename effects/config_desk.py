@@ -67,7 +67,7 @@ class ConfigDesk:
         fault = fault_of(found, touched)
         if fault is not None:
             raise ConfigUnusable(fault)
-        request_id, text = uuid.uuid4().hex, _encoded(found)
+        request_id, text = uuid.uuid4().hex, compact(found)
         self._texts[request_id] = text
         while len(self._texts) > KEPT_MAX:
             self._texts.popitem(last=False)
@@ -81,10 +81,3 @@ class ConfigDesk:
 def _check_depth(found: dict[str, Any]) -> None:
     if is_too_deep(found):
         raise ConfigUnusable("the configuration nests deeper than any setting does; nothing was changed")
-
-
-def _encoded(found: dict[str, Any]) -> str:
-    try:
-        return compact(found)
-    except (ValueError, OverflowError):
-        raise ConfigUnusable("the configuration holds a number that no node can read; nothing was changed") from None

@@ -1,0 +1,185 @@
+"""What people ask of a real cluster over REST: restarts, other settings, planned changes of leader, a reload."""
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import httpx
+import pytest
+
+from api.cli.demo import processes
+from api.cli.demo.cluster import DemoNode
+from effects.clock import now_ms, unix_ms
+from fsm.events import ConfigAsked
+from tests.cluster.harness import RealCluster
+from tests.cluster.test_life import cluster, until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.servers]
+
+PATIENCE_S = 90
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[httpx.AsyncClient]:
+    """A client that waits as long as operations may take."""
+    async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE_S) as client:
+        yield client
+
+
+def replicas(real: RealCluster) -> list[DemoNode]:
+    """The nodes that do not lead."""
+    return [node for node in real.cluster.nodes if node.name != real.primary]
+
+
+async def json_of(http: httpx.AsyncClient, node: DemoNode, path: str) -> Any:
+    """What a node answers there."""
+    return (await http.get(f"{node.plan.api_url}{path}")).json()
+
+
+async def status_of(http: httpx.AsyncClient, node: DemoNode, path: str) -> int:
+    """The status that a node answers there."""
+    return (await http.get(f"{node.plan.api_url}{path}")).status_code
+
+
+async def wait_for(look: Any) -> None:
+    """Return when `look` finds it so."""
+    with anyio.fail_after(PATIENCE_S):
+        while not await look():  # noqa: ASYNC110 - other processes
+            await anyio.sleep(0.05)
+
+
+async def test_leader_stays_leader_when_its_server_is_restarted(http: httpx.AsyncClient) -> None:
+    """Another postmaster, the same leader, timeline and key; no node ever stood; writes go on."""
+    async with cluster() as (real, monitor):
+        leader, server = real.leader, processes.server_of(real.leader.data_dir)[0]
+        before = await json_of(http, leader, "/patroni")
+        seen = len(real.entries())
+        answer = await http.post(f"{leader.plan.api_url}/restart", json={"role": "primary", "timeout": "60s"})
+        assert (answer.status_code, answer.text) == (200, "restarted successfully")
+        after = await json_of(http, leader, "/patroni")
+        assert processes.server_of(leader.data_dir)[0] != server
+        assert (after["role"], after["state"], after["timeline"]) == ("primary", "running", before["timeline"])
+        assert after["postmaster_start_time"] != before["postmaster_start_time"]
+        assert await status_of(http, leader, "/primary") == 200
+        await until(partial(monitor.has_seen_writes, leader.name, since_ms=now_ms()))
+        await real.settled()
+        assert real.primary == leader.name
+        assert [entry.rule for entry in real.entries()[seen:] if entry.rule] == []
+
+
+async def test_replica_stays_replica_when_its_server_is_restarted(http: httpx.AsyncClient) -> None:
+    """The leader goes on without a pause; conditions that do not hold change nothing."""
+    async with cluster() as (real, _):
+        node, leader = replicas(real)[0], real.leader
+        server, primary = processes.server_of(node.data_dir)[0], processes.server_of(leader.data_dir)[0]
+        for conditions in ({"role": "primary"}, {"postgres_version": "14.0"}, {"restart_pending": True}):
+            answer = await http.post(f"{node.plan.api_url}/restart", json=conditions)
+            assert answer.status_code == 503, answer.text
+        assert processes.server_of(node.data_dir)[0] == server
+        answer = await http.post(f"{node.plan.api_url}/restart")
+        assert (answer.status_code, answer.text) == (200, "restarted successfully")
+        assert processes.server_of(node.data_dir)[0] != server
+        await real.settled()
+        assert (await json_of(http, node, "/patroni"))["role"] == "replica"
+        assert (real.primary, processes.server_of(leader.data_dir)[0]) == (leader.name, primary)
+
+
+async def test_every_node_goes_by_another_configuration_when_one_was_patched(http: httpx.AsyncClient) -> None:
+    """PATCH on a replica reaches all; who asked for what is in the log; nonsense is refused and changes nothing."""
+    async with cluster() as (real, _):
+        node = replicas(real)[0]
+        url = f"{node.plan.api_url}/config"
+        answer = await http.patch(url, json={"loop_wait": 3, "postgresql": {"parameters": {"work_mem": "5MB"}}})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["loop_wait"] == 3
+
+        async def is_everywhere() -> bool:
+            found = [await json_of(http, one, "/config") for one in real.cluster.nodes]
+            return all(config == answer.json() for config in found)
+
+        await wait_for(is_everywhere)
+        for body, status in (({"ttl": "soon"}, 400), ({"postgresql": []}, 400), ({}, 400)):
+            refused = await http.patch(url, json=body)
+            assert refused.status_code == status, refused.text
+        assert await is_everywhere()
+        gone = await http.patch(url, json={"postgresql": {"parameters": {"work_mem": None}}})
+        assert "work_mem" not in gone.text
+        whole = await http.put(url, json={"ttl": 8, "loop_wait": 2})
+        assert (whole.status_code, whole.json()) == (200, {"ttl": 8, "loop_wait": 2})
+        asked = [entry.event for entry in real.entries() if isinstance(entry.event, ConfigAsked)]
+        assert [(change.path, change.new) for change in asked[0].changes][:1] == [("loop_wait", "3")]
+        assert asked[0].by == "127.0.0.1"
+        await real.settled()
+
+
+async def test_leadership_moves_when_asked_for_over_rest(http: httpx.AsyncClient) -> None:
+    """A failover through a node that does not lead, a switchover through one, and one at an instant."""
+    async with cluster() as (real, _):
+        old, successor = real.primary, replicas(real)[0].name
+        asked_of = replicas(real)[1]
+        answer = await http.post(f"{asked_of.plan.api_url}/failover", json={"candidate": successor})
+        assert (answer.status_code, answer.text) == (200, f'Successfully failed over to "{successor}"')
+        await real.settled()
+        assert real.primary == successor
+        wanted = {"leader": successor, "candidate": old}
+        answer = await http.post(f"{asked_of.plan.api_url}/switchover", json=wanted)
+        assert (answer.status_code, answer.text) == (200, f'Successfully switched over to "{old}"')
+        await real.settled()
+        await check_schedule(real, http, asked_of)
+
+
+async def check_schedule(real: RealCluster, http: httpx.AsyncClient, node: DemoNode) -> None:
+    """A switchover for tomorrow can be seen and dropped; one for soon is done then."""
+    leader, url = real.primary, f"{node.plan.api_url}/switchover"
+    candidate = next(one.name for one in real.cluster.nodes if one.name != leader)
+    tomorrow = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    wanted = {"leader": leader, "candidate": candidate}
+    assert (await http.post(url, json=wanted | {"scheduled_at": tomorrow})).status_code == 202
+
+    async def is_shown() -> bool:
+        found = await json_of(http, real.leader, "/cluster")
+        return bool(found.get("scheduled_switchover") == {"at": tomorrow, "from": leader, "to": candidate})
+
+    await wait_for(is_shown)
+    assert [(await http.delete(url)).status_code for _ in range(2)] == [200, 404]
+    due = datetime.now(UTC) + timedelta(seconds=4)
+    assert (await http.post(url, json=wanted | {"scheduled_at": due.isoformat()})).status_code == 202
+
+    async def is_done() -> bool:
+        found = await real.watcher.look()
+        return found.primary is not None and found.primary.name == candidate
+
+    await wait_for(is_done)
+    assert unix_ms() >= due.timestamp() * 1000
+    await real.settled()
+
+
+async def test_settings_are_read_again_when_asked_for(http: httpx.AsyncClient) -> None:
+    """POST /reload and SIGHUP take tags from the file without a restart; a broken file changes nothing."""
+    async with cluster() as (real, _):
+        node = replicas(real)[0]
+        server, text = processes.server_of(node.data_dir)[0], node.settings_path.read_text()
+
+        async def has_tag(name: str) -> bool:
+            return name in (await json_of(http, node, "/patroni")).get("tags", {})
+
+        node.settings_path.write_text(f"{text}\ntags:\n  by_reload: 1\n")
+        answer = await http.post(f"{node.plan.api_url}/reload")
+        assert answer.status_code == 202, answer.text
+        await wait_for(partial(has_tag, "by_reload"))
+        node.settings_path.write_text("scope: [")
+        answer = await http.post(f"{node.plan.api_url}/reload")
+        assert (answer.status_code, "were not read again" in answer.text) == (503, True)
+        assert await has_tag("by_reload")
+        node.settings_path.write_text(f"{text}\ntags:\n  by_signal: 1\n")
+        assert node.agent_pid is not None
+        os.kill(node.agent_pid, signal.SIGHUP)
+        await wait_for(partial(has_tag, "by_signal"))
+        assert not await has_tag("by_reload")
+        assert processes.server_of(node.data_dir)[0] == server
+        await real.settled()
