@@ -3,12 +3,28 @@
 import logging
 from collections.abc import Iterator
 
-from fsm.events import ClusterRead, DirectoryRead, EtcdLost, Failed, ServerExited, ServerProbed, Succeeded, Unknown
+from fsm.events import (
+    ClusterRead,
+    ConfigAsked,
+    DirectoryRead,
+    EtcdLost,
+    Failed,
+    ReinitAsked,
+    ReloadAsked,
+    RestartAsked,
+    ServerExited,
+    ServerProbed,
+    Succeeded,
+    SwitchoverAsked,
+    SwitchoverCancelAsked,
+    Unknown,
+)
 from fsm.machine import Decision
 from fsm.table import TABLE
 from fsm.view import View
 
 BECAUSE = {rule.id: rule.because for rule in TABLE}
+WISHES = (RestartAsked, ConfigAsked, SwitchoverAsked, SwitchoverCancelAsked, ReloadAsked, ReinitAsked)
 QUIET_KINDS = ("cancelled", "expired")
 
 Line = tuple[int, str]
@@ -40,8 +56,38 @@ def lines(before: View, decision: Decision, event: object) -> Iterator[Line]:
             yield from _failure_lines(view, event.duty, event.kind, event.detail)
         case Unknown():
             yield from _failure_lines(view, event.duty, "unknown outcome", event.detail)
+    yield from _request_lines(before, view, event)
     if decision.rule is not None:
         yield logging.INFO, f"{decision.rule} {decision.before} -> {decision.after}: {BECAUSE[decision.rule]}"
+
+
+def _request_lines(before: View, view: View, event: object) -> Iterator[Line]:
+    """Who asked for what, and how it ended."""
+    if isinstance(event, WISHES):
+        yield logging.INFO, f"{event.by or 'somebody'} asks for {_wish(event)}"
+    for answer in view.answers:
+        if answer not in before.answers:
+            level = logging.INFO if answer.ending == "done" else logging.WARNING
+            yield level, f"what was asked for: {answer.ending}{f', {answer.detail}' if answer.detail else ''}"
+
+
+def _wish(event: object) -> str:
+    match event:
+        case RestartAsked():
+            return "a restart of the server"
+        case ConfigAsked():
+            places = ", ".join(change.path for change in event.changes)
+            return f"another dynamic configuration ({places or 'nothing changed'})"
+        case SwitchoverAsked():
+            to, at = event.candidate or "any member", event.scheduled_at
+            kind = f"a switchover from {event.leader}" if event.leader else "a failover"
+            return f"{kind} to {to}{f' at {at}' if at else ''}"
+        case SwitchoverCancelAsked():
+            return "the scheduled switchover to be dropped"
+        case ReloadAsked():
+            return "the settings to be read again"
+        case _:
+            return "new data from a base backup"
 
 
 def _is_news(before: View, event: ServerProbed) -> bool:
