@@ -17,7 +17,7 @@ from api.cli.demo.cluster import DemoNode
 from effects.clock import now_ms, unix_ms
 from fsm.events import ConfigAsked
 from tests.cluster.harness import RealCluster
-from tests.cluster.test_life import cluster, until
+from tests.cluster.witnesses import until, watched_cluster
 
 pytestmark = [pytest.mark.anyio, pytest.mark.servers]
 
@@ -55,7 +55,7 @@ async def wait_for(look: Any) -> None:
 
 async def test_leader_stays_leader_when_its_server_is_restarted(http: httpx.AsyncClient) -> None:
     """Another postmaster, the same leader, timeline and key; no node ever stood; writes go on."""
-    async with cluster() as (real, monitor):
+    async with watched_cluster() as (real, monitor):
         leader, server = real.leader, processes.server_of(real.leader.data_dir)[0]
         before = await json_of(http, leader, "/patroni")
         seen = len(real.entries())
@@ -74,7 +74,7 @@ async def test_leader_stays_leader_when_its_server_is_restarted(http: httpx.Asyn
 
 async def test_replica_stays_replica_when_its_server_is_restarted(http: httpx.AsyncClient) -> None:
     """The leader goes on without a pause; conditions that do not hold change nothing."""
-    async with cluster() as (real, _):
+    async with watched_cluster() as (real, _):
         node, leader = replicas(real)[0], real.leader
         server, primary = processes.server_of(node.data_dir)[0], processes.server_of(leader.data_dir)[0]
         for conditions in ({"role": "primary"}, {"postgres_version": "14.0"}, {"restart_pending": True}):
@@ -91,7 +91,7 @@ async def test_replica_stays_replica_when_its_server_is_restarted(http: httpx.As
 
 async def test_every_node_goes_by_another_configuration_when_one_was_patched(http: httpx.AsyncClient) -> None:
     """PATCH on a replica reaches all; who asked for what is in the log; nonsense is refused and changes nothing."""
-    async with cluster() as (real, _):
+    async with watched_cluster() as (real, _):
         node = replicas(real)[0]
         url = f"{node.plan.api_url}/config"
         answer = await http.patch(url, json={"loop_wait": 3, "postgresql": {"parameters": {"work_mem": "5MB"}}})
@@ -119,7 +119,7 @@ async def test_every_node_goes_by_another_configuration_when_one_was_patched(htt
 
 async def test_leadership_moves_when_asked_for_over_rest(http: httpx.AsyncClient) -> None:
     """A failover through a node that does not lead, a switchover through one, and one at an instant."""
-    async with cluster() as (real, _):
+    async with watched_cluster() as (real, _):
         old, successor = real.primary, replicas(real)[0].name
         asked_of = replicas(real)[1]
         answer = await http.post(f"{asked_of.plan.api_url}/failover", json={"candidate": successor})
@@ -161,7 +161,7 @@ async def check_schedule(real: RealCluster, http: httpx.AsyncClient, node: DemoN
 
 async def test_settings_are_read_again_when_asked_for(http: httpx.AsyncClient) -> None:
     """POST /reload and SIGHUP take tags from the file without a restart; a broken file changes nothing."""
-    async with cluster() as (real, _):
+    async with watched_cluster() as (real, _):
         node = replicas(real)[0]
         server, text = processes.server_of(node.data_dir)[0], node.settings_path.read_text()
 
