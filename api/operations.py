@@ -23,6 +23,7 @@ from fsm.events import (
     ReinitAsked,
     ReloadAsked,
     RestartAsked,
+    RestartCancelAsked,
     SwitchoverAsked,
     SwitchoverCancelAsked,
 )
@@ -124,7 +125,7 @@ class Operations:
         if scheduled_at and is_paused:
             raise Rejected(400, "a switchover cannot be scheduled in a paused state")
         if scheduled_at:
-            _readable(lambda: check_schedule(scheduled_at, unix_ms()))
+            _readable(lambda: check_schedule("scheduled_at", scheduled_at, unix_ms()))
         if candidate is None and is_paused:
             raise Rejected(400, "Switchover is possible only to a specific candidate in a paused state")
         if leader is not None and leader == candidate:
@@ -190,33 +191,54 @@ class Operations:
     async def restart(self, request: Request) -> Response:
         """Restarts the server in place, and answers when it is back. Source: Patroni, POST /restart."""
         body = await read_object(request, is_optional=True)
-        wish = _readable(lambda: read_restart(body))
+        wall_ms = unix_ms()
+        wish = _readable(lambda: read_restart(body, wall_ms))
         view = self._desk.view
-        obstacle = restart_obstacle(
-            view, role=wish.role, postgres_version=wish.postgres_version, restart_pending=wish.restart_pending
-        )
-        if obstacle is not None:
+        obstacle = restart_obstacle(view, wish)
+        if wish.schedule and view.dynamic.pause:
+            raise Rejected(500, "a restart cannot be scheduled in a paused state")
+        if not wish.schedule and obstacle is not None:
             raise Rejected(503, obstacle)
         request_id = self._desk.new_request_id()
         event = RestartAsked(
             at_ms=self._desk.now_ms(),
             request_id=request_id,
-            role=wish.role,
-            postgres_version=wish.postgres_version,
-            restart_pending=wish.restart_pending,
-            timeout_ms=wish.timeout_ms,
+            wish=wish,
+            unix_ms=wall_ms if wish.schedule else 0,
             by=self._access.who(request),
         )
         self._desk.submit(event)
+        if wish.schedule:
+            return await self._scheduled_restart_answer(request_id)
         wait_ms = RESTART_STOP_MS + restart_start_timeout_ms(view, wish.timeout_ms) + REQUEST_TIMEOUT_MS
         answer = await self._desk.answer(request_id, wait_ms / 1000)
         if answer.ending != "done":
             raise Rejected(503, f"restart failed: {answer.detail}" if answer.ending != "refused" else answer.detail)
         return text_answer("restarted successfully")
 
+    async def _scheduled_restart_answer(self, request_id: str) -> Response:
+        answer = await self._desk.answer(request_id, WAIT_S)
+        match answer.ending:
+            case "done":
+                return text_answer("Restart scheduled", 202)
+            case "conflict":
+                raise Rejected(409, answer.detail)
+            case _:
+                raise Rejected(503, f"the restart is not scheduled: {answer.detail}")
+
     async def cancel_restart(self, request: Request) -> Response:
-        """Restarts are not scheduled yet, so there is none. Source: Patroni, DELETE /restart."""
-        raise Rejected(404, "no restart is scheduled")
+        """Drops the scheduled restart. Source: Patroni, DELETE /restart."""
+        request_id = self._desk.new_request_id()
+        event = RestartCancelAsked(at_ms=self._desk.now_ms(), request_id=request_id, by=self._access.who(request))
+        self._desk.submit(event)
+        answer = await self._desk.answer(request_id, WAIT_S)
+        match answer.ending:
+            case "done":
+                return text_answer("scheduled restart deleted")
+            case "refused":
+                raise Rejected(404, answer.detail)
+            case _:
+                raise Rejected(503, f"nobody knows whether the restart was deleted: {answer.detail}")
 
     async def reload(self, request: Request) -> Response:
         """Reads the node's settings again, as SIGHUP does. Source: Patroni, POST /reload."""

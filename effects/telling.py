@@ -12,6 +12,7 @@ from fsm.events import (
     ReinitAsked,
     ReloadAsked,
     RestartAsked,
+    RestartCancelAsked,
     ServerExited,
     ServerProbed,
     Succeeded,
@@ -24,7 +25,15 @@ from fsm.table import TABLE
 from fsm.view import View
 
 BECAUSE = {rule.id: rule.because for rule in TABLE}
-WISHES = (RestartAsked, ConfigAsked, SwitchoverAsked, SwitchoverCancelAsked, ReloadAsked, ReinitAsked)
+WISHES = (
+    RestartAsked,
+    RestartCancelAsked,
+    ConfigAsked,
+    SwitchoverAsked,
+    SwitchoverCancelAsked,
+    ReloadAsked,
+    ReinitAsked,
+)
 QUIET_KINDS = ("cancelled", "expired")
 
 Line = tuple[int, str]
@@ -74,7 +83,9 @@ def _request_lines(before: View, view: View, event: object) -> Iterator[Line]:
 def _wish(event: object) -> str:
     match event:
         case RestartAsked():
-            return "a restart of the server"
+            return "a restart of the server" + (f" at {event.wish.schedule}" if event.wish.schedule else "")
+        case RestartCancelAsked():
+            return "the scheduled restart to be dropped"
         case ConfigAsked():
             places = ", ".join(change.path for change in event.changes)
             return f"another dynamic configuration ({places or 'nothing changed'})"

@@ -5,6 +5,8 @@ Each request carries an id, under which whoever asked finds the answer on the bo
 
 from typing import Literal
 
+from msgspec import field
+
 from fsm.facts import Fact
 from fsm.states import State
 
@@ -32,6 +34,30 @@ class Restart(Fact, frozen=True, kw_only=True):
     asked_at_ms: int
     start_timeout_ms: int
     until_ms: int
+
+
+class RestartWish(Fact, frozen=True, kw_only=True):
+    """Under which conditions a server is to be restarted, and how long its start may take (0: as configured).
+
+    `schedule`: at which instant, "" for now. `conditions`: what was asked for, as it was written.
+    """
+
+    role: str | None = None
+    postgres_version: int = 0
+    restart_pending: bool = False
+    timeout_ms: int = 0
+    schedule: str = ""
+    conditions: dict[str, str | int | float | bool | None] = field(default_factory=dict)
+
+
+class ScheduledRestart(Fact, frozen=True, kw_only=True):
+    """A restart for an instant. It is meant for the server that runs now: any other start of it makes it moot."""
+
+    request_id: str
+    wish: RestartWish
+    pid: int
+    postmaster_started_at: str
+    due_at_ms: int
 
 
 class Answer(Fact, frozen=True, kw_only=True):

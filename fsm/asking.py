@@ -6,7 +6,7 @@ Source: Patroni, POST /restart and POST /switchover.
 import re
 from typing import Any
 
-from fsm.facts import Fact
+from fsm.asked import RestartWish
 from fsm.handover import instant_of, scheduled_unix_ms
 
 ROLES = {"primary": "primary", "master": "primary", "replica": "replica", "standby_leader": "standby_leader"}
@@ -26,28 +26,23 @@ class Unreadable(ValueError):
         super().__init__(reason)
 
 
-class RestartWish(Fact, frozen=True, kw_only=True):
-    """Under which conditions a server is to be restarted, and how long its start may take (0: as configured)."""
-
-    role: str | None = None
-    postgres_version: int = 0
-    restart_pending: bool = False
-    timeout_ms: int = 0
-
-
-def read_restart(body: dict[str, Any]) -> RestartWish:
+def read_restart(body: dict[str, Any], now_unix_ms: int) -> RestartWish:
     """The conditions in a request's body. Raises: Unreadable."""
     for name in body:
         if name not in RESTART_KEYS:
             raise Unreadable(f'"{name[:40]}" is no condition of a restart: allowed are {", ".join(RESTART_KEYS)}')
-    if body.get("schedule") is not None:
-        raise Unreadable("a restart cannot be scheduled yet: leave out schedule")
+    given = {name: value for name, value in body.items() if value is not None or name == "restart_pending"}
+    schedule = body.get("schedule") or ""
+    if schedule:
+        check_schedule("schedule", schedule, now_unix_ms)
     return RestartWish(
         role=_role(body.get("role")),
         postgres_version=_version(body.get("postgres_version")),
         # That the key is there is what counts. Source: Patroni, POST /restart.
         restart_pending="restart_pending" in body,
         timeout_ms=_timeout_ms(body.get("timeout")),
+        schedule=schedule,
+        conditions={name: True if name == "restart_pending" else value for name, value in given.items()},
     )
 
 
@@ -81,12 +76,14 @@ def _timeout_ms(value: object) -> int:
     return span_ms
 
 
-def check_schedule(text: str, now_unix_ms: int) -> None:
-    """Returns if the text names an instant that lies ahead. Raises: Unreadable."""
+def check_schedule(name: str, text: object, now_unix_ms: int) -> None:
+    """Returns if the text under this name is an instant that lies ahead. Raises: Unreadable."""
+    if not isinstance(text, str):
+        raise Unreadable(f'"{name}" is not text')
     instant, due_ms = instant_of(text), scheduled_unix_ms(text)
     if instant is not None and instant.tzinfo is None:
-        raise Unreadable("scheduled_at: the time zone is missing, such as 2026-01-31T12:00:00+00:00")
+        raise Unreadable(f"{name}: the time zone is missing, such as 2026-01-31T12:00:00+00:00")
     if due_ms is None:
-        raise Unreadable("scheduled_at: allowed is an instant such as 2026-01-31T12:00:00+00:00", 422)
+        raise Unreadable(f"{name}: allowed is an instant such as 2026-01-31T12:00:00+00:00", 422)
     if due_ms < now_unix_ms:
-        raise Unreadable("scheduled_at: the instant has passed", 422)
+        raise Unreadable(f"{name}: the instant has passed", 422)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from msgspec import Struct, field
 
-from fsm.asked import ConfigChange
+from fsm.asked import ConfigChange, RestartWish
 from fsm.facts import DataDirectory, Fact, KeyChange, PeerReport, Probe, TimelineHistory
 
 
@@ -166,10 +166,16 @@ class RestartAsked(Event, frozen=True, kw_only=True):
     """An operator asked this node to restart its server in place, under conditions. Source: Patroni, POST /restart."""
 
     request_id: str
-    role: str | None = None
-    postgres_version: int = 0
-    restart_pending: bool = False
-    timeout_ms: int = 0
+    wish: RestartWish = RestartWish()
+    unix_ms: int = 0
+    """The wall clock at `at_ms`, for one that is scheduled."""
+    by: str = ""
+
+
+class RestartCancelAsked(Event, frozen=True, kw_only=True):
+    """An operator asked this node to drop the restart that is scheduled."""
+
+    request_id: str
     by: str = ""
 
 
@@ -340,6 +346,7 @@ AnyEvent = (
     | SwitchoverCancelAsked
     | ConfigAsked
     | RestartAsked
+    | RestartCancelAsked
     | ReloadAsked
     | ReinitAsked
     | FailsafeAsked

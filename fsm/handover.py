@@ -29,9 +29,9 @@ def scheduled_unix_ms(text: str | None) -> int | None:
         return None
 
 
-def due_at_ms(request: FailoverRequest | None, *, at_ms: int, unix_ms: int) -> int | None:
-    """When a scheduled request is due on this node's clock, which showed `at_ms` at the Unix time `unix_ms`."""
-    due_unix_ms = scheduled_unix_ms(request.scheduled_at) if request and request.scheduled_at else None
+def due_at_ms(text: str | None, *, at_ms: int, unix_ms: int) -> int | None:
+    """When an instant comes on this node's clock, which showed `at_ms` at the Unix time `unix_ms`."""
+    due_unix_ms = scheduled_unix_ms(text)
     return None if due_unix_ms is None or not unix_ms else at_ms + due_unix_ms - unix_ms
 
 

@@ -29,6 +29,7 @@ from fsm.events import (
     ReinitAsked,
     ReloadAsked,
     RestartAsked,
+    RestartCancelAsked,
     ServerExited,
     ServerProbed,
     ServerSilent,
@@ -50,9 +51,11 @@ from fsm.requests import (
     config_asked,
     reload_asked,
     restart_asked,
+    restart_cancel_asked,
     settled,
     switchover_asked,
     with_outcome,
+    with_wall_clock,
 )
 from fsm.states import State
 from fsm.timing import CRASH_FORGIVEN_AFTER_MS, UNANSWERED_GRACE_MS, writable_until_ms
@@ -149,10 +152,13 @@ def _keys_changed(view: View, event: KeysChanged) -> View:
 
 
 def _with_due(view: View, event: ClusterRead | KeysChanged) -> View:
-    """When a scheduled request is due, by the newest word about the wall clock."""
-    if view.failover is None or not view.failover.scheduled_at or not event.unix_ms:
+    """When what is scheduled is due, by the newest word about the wall clock."""
+    if not event.unix_ms:
         return view
-    due_ms = due_at_ms(view.failover, at_ms=event.at_ms, unix_ms=event.unix_ms)
+    view = with_wall_clock(view, at_ms=event.at_ms, unix_ms=event.unix_ms)
+    if view.failover is None or not view.failover.scheduled_at:
+        return view
+    due_ms = due_at_ms(view.failover.scheduled_at, at_ms=event.at_ms, unix_ms=event.unix_ms)
     return replace(view, failover_due_at_ms=due_ms)
 
 
@@ -520,6 +526,7 @@ _FOLDS: dict[type, Callable[[View, Any], View]] = {
     SwitchoverCancelAsked: cancel_asked,
     ConfigAsked: config_asked,
     RestartAsked: restart_asked,
+    RestartCancelAsked: restart_cancel_asked,
     ReloadAsked: reload_asked,
     ReinitAsked: _reinit_asked,
     FailsafeAsked: _failsafe_asked,

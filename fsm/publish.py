@@ -63,7 +63,15 @@ def member_fields(view: View) -> dict[str, Any]:
         fields["checkpoint_after_promote"] = False
     if view.identity.tags:
         fields["tags"] = dict(view.identity.tags)
+    if view.scheduled_restart is not None:
+        started_at = view.scheduled_restart.postmaster_started_at
+        fields["scheduled_restart"] = scheduled_restart_fields(view) | {"postmaster_start_time": started_at}
     return {**fields, **_positions(view)}
+
+
+def scheduled_restart_fields(view: View) -> dict[str, Any]:
+    """The scheduled restart as it was asked for; empty if there is none."""
+    return dict(view.scheduled_restart.wish.conditions) if view.scheduled_restart is not None else {}
 
 
 def _has_yet_to_checkpoint(view: View) -> bool:

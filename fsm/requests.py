@@ -2,21 +2,23 @@
 
 from msgspec.structs import replace
 
-from fsm.asked import ANSWERS_KEPT, Answer, Asked, Ending, Restart
+from fsm.asked import ANSWERS_KEPT, Answer, Asked, Ending, Restart, RestartWish, ScheduledRestart
 from fsm.events import (
     ConfigAsked,
     Failed,
     KeyWritten,
     ReloadAsked,
     RestartAsked,
+    RestartCancelAsked,
     Succeeded,
     SwitchoverAsked,
     SwitchoverCancelAsked,
     Unknown,
 )
+from fsm.handover import due_at_ms
 from fsm.restart import restart_obstacle, restart_start_timeout_ms, restart_until_ms
 from fsm.states import State
-from fsm.timing import REQUEST_TIMEOUT_MS, SWITCHOVER_WRITTEN_WITHIN_MS
+from fsm.timing import REQUEST_TIMEOUT_MS, SCHEDULE_LATE_MS, SWITCHOVER_WRITTEN_WITHIN_MS
 from fsm.view import View
 from fsm.wire import FailoverRequest
 
@@ -69,18 +71,55 @@ def switchover_asked(view: View, event: SwitchoverAsked) -> View:
 
 
 def restart_asked(view: View, event: RestartAsked) -> View:
-    """The server is to be restarted, unless something stands against it by now."""
-    obstacle = restart_obstacle(
-        view, role=event.role, postgres_version=event.postgres_version, restart_pending=event.restart_pending
-    )
-    if obstacle is not None or view.server.pid is None:
-        return answered(view, event.request_id, "refused", obstacle or "the server does not run")
-    timeout_ms = restart_start_timeout_ms(view, event.timeout_ms)
-    restart = Restart(
+    """The server is to be restarted, now or at an instant."""
+    if event.wish.schedule:
+        return _with_schedule(view, event)
+    return _with_restart(view, event.request_id, event.wish)
+
+
+def _with_schedule(view: View, event: RestartAsked) -> View:
+    if view.scheduled_restart is not None:
+        return answered(view, event.request_id, "conflict", "another restart is already scheduled")
+    due_ms = due_at_ms(event.wish.schedule, at_ms=event.at_ms, unix_ms=event.unix_ms)
+    if due_ms is None or view.server.pid is None or view.server.probe is None:
+        return answered(view, event.request_id, "refused", "the server does not run")
+    scheduled = ScheduledRestart(
         request_id=event.request_id,
+        wish=event.wish,
+        pid=view.server.pid,
+        postmaster_started_at=view.server.probe.postmaster_started_at,
+        due_at_ms=due_ms,
+    )
+    return answered(replace(view, scheduled_restart=scheduled), event.request_id, "done")
+
+
+def restart_cancel_asked(view: View, event: RestartCancelAsked) -> View:
+    """The restart that is scheduled is dropped."""
+    if view.scheduled_restart is None:
+        return answered(view, event.request_id, "refused", "no restart is scheduled")
+    return answered(replace(view, scheduled_restart=None), event.request_id, "done")
+
+
+def with_wall_clock(view: View, *, at_ms: int, unix_ms: int) -> View:
+    """The scheduled restart is due when the wall clock says so, also after it was set."""
+    scheduled = view.scheduled_restart
+    due_ms = due_at_ms(scheduled.wish.schedule, at_ms=at_ms, unix_ms=unix_ms) if scheduled else None
+    if scheduled is None or due_ms is None:
+        return view
+    return replace(view, scheduled_restart=replace(scheduled, due_at_ms=due_ms))
+
+
+def _with_restart(view: View, request_id: str, wish: RestartWish) -> View:
+    """The server is to be restarted, unless something stands against it by now."""
+    obstacle = restart_obstacle(view, wish)
+    if obstacle is not None or view.server.pid is None:
+        return answered(view, request_id, "refused", obstacle or "the server does not run")
+    timeout_ms = restart_start_timeout_ms(view, wish.timeout_ms)
+    restart = Restart(
+        request_id=request_id,
         pid=view.server.pid,
         state=view.state,
-        asked_at_ms=event.at_ms,
+        asked_at_ms=view.now_ms,
         start_timeout_ms=timeout_ms,
         until_ms=restart_until_ms(view, timeout_ms),
     )
@@ -114,7 +153,26 @@ def settled(view: View) -> View:
     is_stale = view.now_ms - view.switchover_asked_at_ms >= SWITCHOVER_WRITTEN_WITHIN_MS
     if view.switchover is not None and is_stale and "request-failover" not in view.underway:
         view = replace(view, switchover=None)
+    view = _with_due_restart(view)
     return _with_settled_restart(view) if view.restart is not None else view
+
+
+def _with_due_restart(view: View) -> View:
+    """A scheduled restart, asked for at its instant; dropped when it is long past, or the server is another by now.
+
+    In pause it waits. Source: Patroni, scheduled restarts.
+    """
+    scheduled, server = view.scheduled_restart, view.server
+    if scheduled is None:
+        return view
+    if server.pid is not None and server.pid != scheduled.pid:
+        return replace(view, scheduled_restart=None)
+    if view.now_ms < scheduled.due_at_ms or view.dynamic.pause:
+        return view
+    view = replace(view, scheduled_restart=None)
+    if view.now_ms > scheduled.due_at_ms + SCHEDULE_LATE_MS:
+        return answered(view, scheduled.request_id, "refused", "the scheduled restart was missed")
+    return _with_restart(view, scheduled.request_id, scheduled.wish)
 
 
 def _with_settled_restart(view: View) -> View:

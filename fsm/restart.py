@@ -1,5 +1,6 @@
 """Restarting the server in place because somebody asked for it: what stands against it, and how long it may take."""
 
+from fsm.asked import RestartWish
 from fsm.guards.leading import is_handover_wanted
 from fsm.guards.server import is_primary_running, is_standby_running
 from fsm.publish import postgres_role
@@ -8,20 +9,12 @@ from fsm.timing import RESTART_STOP_MS, START_TIMEOUT_LEAST_MS
 from fsm.view import View
 
 
-def restart_obstacle(
-    view: View, *, role: str | None = None, postgres_version: int = 0, restart_pending: bool = False
-) -> str | None:
+def restart_obstacle(view: View, wish: RestartWish) -> str | None:
     """Why the server cannot, or by the conditions shall not, be restarted now, in one line; None if it can.
-
-    Args:
-        view: what the node knows.
-        role: restart only a server of this role.
-        postgres_version: restart only a server older than this `server_version_num`; 0 for any.
-        restart_pending: restart only a server that has parameters waiting for it.
 
     Source: Patroni, POST /restart.
     """
-    return _situation_obstacle(view) or _condition_obstacle(view, role, postgres_version, restart_pending)
+    return _situation_obstacle(view) or _condition_obstacle(view, wish)
 
 
 def _situation_obstacle(view: View) -> str | None:
@@ -39,14 +32,14 @@ def _situation_obstacle(view: View) -> str | None:
     return None if is_up else "the server does not run, or is still starting"
 
 
-def _condition_obstacle(view: View, role: str | None, postgres_version: int, restart_pending: bool) -> str | None:
-    probe = view.server.probe
+def _condition_obstacle(view: View, wish: RestartWish) -> str | None:
+    probe, role = view.server.probe, wish.role
     assert probe is not None
     if role is not None and role != postgres_role(view):
         return f"the server is not restarted: it is a {postgres_role(view)}, not a {role}"
-    if postgres_version and probe.server_version >= postgres_version:
-        return f"the server is not restarted: its version is {probe.server_version}, not below {postgres_version}"
-    if restart_pending and not probe.pending_restart:
+    if wish.postgres_version and probe.server_version >= wish.postgres_version:
+        return f"the server is not restarted: its version is {probe.server_version}, not below {wish.postgres_version}"
+    if wish.restart_pending and not probe.pending_restart:
         return "the server is not restarted: no parameter waits for it"
     return None
 

@@ -15,7 +15,7 @@ from fsm.dynamic import as_bool
 from fsm.events import FailsafeAsked
 from fsm.facts import Probe
 from fsm.guards import handover_targets, is_leader_key_named_for_us, is_primary_running
-from fsm.publish import is_rebuilding, postgres_role, postgres_state
+from fsm.publish import is_rebuilding, postgres_role, postgres_state, scheduled_restart_fields
 from fsm.rebuilding import rebuilding_fields
 from fsm.states import State
 from fsm.view import View
@@ -255,6 +255,7 @@ def status_fields(
         "tags": shown_tags(view) or None,
         "database_system_identifier": view.system_id or None,
         "pending_restart": bool(probe and probe.pending_restart) or None,
+        "scheduled_restart": scheduled_restart_fields(view) or None,
         "patroni": _software(view),
         "matriarch": _ours(view, is_log_degraded, progress),
     }

@@ -4,7 +4,7 @@ from typing import Literal
 
 from msgspec import field
 
-from fsm.asked import Answer, Asked, Restart
+from fsm.asked import Answer, Asked, Restart, ScheduledRestart
 from fsm.dynamic import Dynamic
 from fsm.events import Identity
 from fsm.facts import DataDirectory, Fact, Key, PeerReport, Probe, TimelineHistory
@@ -188,6 +188,7 @@ class View(Fact, frozen=True, kw_only=True):
     asked: dict[str, Asked] = field(default_factory=dict)
     """What else was asked of this node and is not done yet, by the duty that does it."""
     restart: Restart | None = None
+    scheduled_restart: ScheduledRestart | None = None
     answers: tuple[Answer, ...] = ()
     """How the newest requests ended."""
 

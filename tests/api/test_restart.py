@@ -9,12 +9,13 @@ from msgspec.structs import replace
 
 from api import operations
 from effects.errors import ConfigError
-from fsm.asked import Answer, Ending, Restart
+from fsm.asked import Answer, Ending, Restart, RestartWish, ScheduledRestart
 from fsm.dynamic import Dynamic
 from fsm.events import (
     AnyEvent,
     ReloadAsked,
     RestartAsked,
+    RestartCancelAsked,
     SwitchoverAsked,
     SwitchoverCancelAsked,
 )
@@ -46,7 +47,7 @@ def ending(around: Surroundings, how: Ending, detail: str = "", view: View | Non
     """Lets every request end so."""
 
     def react(event: AnyEvent) -> None:
-        assert isinstance(event, RestartAsked | SwitchoverCancelAsked | ReloadAsked)
+        assert isinstance(event, RestartAsked | RestartCancelAsked | SwitchoverCancelAsked | ReloadAsked)
         answer = Answer(request_id=event.request_id, ending=how, detail=detail)
         around.show(replace(view or leader_view(), answers=(answer,)))
 
@@ -86,7 +87,8 @@ async def test_body_is_refused_when_it_is_no_object(around: Surroundings, path: 
         ({"timeout": {"s": 1}}, "timeout"),
         ({"timeout": 10**12}, "timeout"),
         ({"timeout": "0.0001ms"}, "timeout"),
-        ({"schedule": TOMORROW}, "schedule"),
+        ({"schedule": 5}, "schedule"),
+        ({"schedule": "2099-01-31T12:00:00"}, "time zone"),
         ({"sudo": 1}, "sudo"),
         ({"x" * 10_000: 1}, "xxx"),
     ],
@@ -175,7 +177,9 @@ async def test_conditions_reach_the_machine_when_they_hold(around: Surroundings,
     assert (await ask_json(around.app(), "/restart", body)).status == 200
     asked = around.submitted[0]
     assert isinstance(asked, RestartAsked)
-    assert asked == RestartAsked(at_ms=NOW_MS, request_id=asked.request_id, by="192.0.2.1", **wanted)
+    given = {name: value for name, value in body.items() if value is not None}
+    wish = RestartWish(**wanted, conditions=given)
+    assert asked == RestartAsked(at_ms=NOW_MS, request_id=asked.request_id, wish=wish, by="192.0.2.1")
 
 
 @pytest.mark.parametrize("given", [True, False, None, "x"])
@@ -217,9 +221,52 @@ async def test_restart_is_told_as_failed_when_the_server_does_not_come_back(arou
     assert (answer.status, answer.text) == (503, "restart failed: the server did not come back in time")
 
 
-async def test_no_restart_is_cancelled_when_none_is_scheduled(around: Surroundings) -> None:
-    """404."""
-    assert (await ask(around.app(), "/restart", "DELETE")).status == 404
+@pytest.mark.parametrize(
+    ("schedule", "status"),
+    [("tomorrow", 422), ("2001-01-01T00:00:00Z", 422), ("2099-01-01", 400)],
+)
+async def test_restart_is_not_scheduled_when_its_instant_makes_no_sense(
+    around: Surroundings, schedule: str, status: int
+) -> None:
+    """As for a switchover."""
+    answer = await ask_json(around.app(), "/restart", {"schedule": schedule})
+    assert (answer.status, around.submitted) == (status, [])
+
+
+@pytest.mark.parametrize(("how", "status"), [("done", 202), ("conflict", 409), ("refused", 503), ("unknown", 503)])
+async def test_restart_is_scheduled_when_an_instant_is_given(around: Surroundings, how: Ending, status: int) -> None:
+    """Answered at once; its conditions are looked at when it is due."""
+    ending(around, how, "because")
+    answer = await ask_json(around.app(), "/restart", {"schedule": TOMORROW, "role": "replica"})
+    assert (answer.status, bool(answer.text)) == (status, True)
+    asked = around.submitted[0]
+    assert isinstance(asked, RestartAsked)
+    assert (asked.wish.schedule, asked.unix_ms > 0) == (TOMORROW, True)
+
+
+async def test_scheduled_restart_is_refused_when_the_cluster_is_paused(around: Surroundings) -> None:
+    """500, as under Patroni."""
+    around.show(leader_view(dynamic=Dynamic(pause=True)))
+    assert (await ask_json(around.app(), "/restart", {"schedule": TOMORROW})).status == 500
+
+
+async def test_scheduled_restart_is_shown_when_there_is_one(around: Surroundings) -> None:
+    """As it was asked for."""
+    body: dict[str, str | int | float | bool | None] = {"schedule": TOMORROW, "restart_pending": True}
+    wish = RestartWish(schedule=TOMORROW, restart_pending=True, conditions=body)
+    scheduled = ScheduledRestart(request_id="r", wish=wish, pid=42, postmaster_started_at="now", due_at_ms=2 * NOW_MS)
+    around.show(leader_view(scheduled_restart=scheduled))
+    assert (await ask(around.app(), "/patroni")).json["scheduled_restart"] == body
+
+
+@pytest.mark.parametrize(("how", "status"), [("done", 200), ("refused", 404), ("unknown", 503)])
+async def test_scheduled_restart_is_dropped_when_an_operator_says_so(
+    around: Surroundings, how: Ending, status: int
+) -> None:
+    """404 when there is none."""
+    ending(around, how, "because")
+    answer = await ask(around.app(), "/restart", "DELETE")
+    assert (answer.status, bool(answer.text)) == (status, True)
 
 
 # ---- reload ----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from fsm import effects as do
 from fsm import events as ev
-from fsm.asked import Answer
+from fsm.asked import Answer, RestartWish
 from fsm.facts import Standby
 from fsm.requests import answer_of
 from fsm.status import is_writable
@@ -19,7 +19,8 @@ AT_NOON = "2026-01-01T12:00:00+00:00"
 
 def ask_restart(world: World, **conditions: object) -> None:
     """An operator asks for a restart."""
-    world.feed(ev.RestartAsked(at_ms=world.now_ms, request_id="r1", by="ops", **conditions))  # type: ignore[arg-type]
+    wish = RestartWish(**conditions)  # type: ignore[arg-type]  # the fields of RestartWish
+    world.feed(ev.RestartAsked(at_ms=world.now_ms, request_id="r1", wish=wish, by="ops"))
 
 
 def answer(world: World, request_id: str = "r1") -> Answer:
@@ -169,6 +170,70 @@ def test_restart_gives_way_when_the_leader_key_is_lost_meanwhile() -> None:
     world.until_state("replica")
     assert len(world.orders(do.FenceServer)) == 1
     assert answer(world).ending == "failed"
+
+
+def schedule_restart(world: World, after_ms: int, request_id: str = "r1", **conditions: object) -> None:
+    """An operator asks for a restart at noon, and it is `after_ms` before noon."""
+    wish = RestartWish(schedule=AT_NOON, conditions={"schedule": AT_NOON}, **conditions)  # type: ignore[arg-type]
+    asked = ev.RestartAsked(at_ms=world.now_ms, request_id=request_id, wish=wish, unix_ms=NOON_UNIX_MS - after_ms)
+    world.feed(asked)
+
+
+def test_server_is_restarted_at_the_instant_when_that_is_scheduled() -> None:
+    """Everybody can see it until then; it is done once, and nothing else happens."""
+    world = leader_with_standbys("n2")
+    rules, due_ms = list(world.rules), world.now_ms + 20_000
+    schedule_restart(world, 20_000)
+    assert answer(world).ending == "done"
+    world.wait(1_000)
+    assert f'"scheduled_restart":{{"schedule":"{AT_NOON}"' in world.keys["members/n1"].value  # type: ignore[operator]
+    world.until(lambda w: bool(w.orders(do.StopToRestart)))
+    assert due_ms <= world.now_ms < due_ms + 1_000
+    world.wait(60_000)
+    assert (len(world.orders(do.StopToRestart)), world.rules) == (1, rules)
+    assert "scheduled_restart" not in world.keys["members/n1"].value  # type: ignore[operator]
+
+
+def test_second_scheduled_restart_is_refused_when_there_is_one() -> None:
+    """It would have to be dropped first."""
+    world = leader_with_standbys("n2")
+    schedule_restart(world, 20_000)
+    schedule_restart(world, 20_000, "r2")
+    assert answer(world, "r2").ending == "conflict"
+    world.feed(ev.RestartCancelAsked(at_ms=world.now_ms, request_id="r3"))
+    world.feed(ev.RestartCancelAsked(at_ms=world.now_ms, request_id="r4"))
+    assert (answer(world, "r3").ending, answer(world, "r4").ending) == ("done", "refused")
+    world.wait(40_000)
+    assert world.orders(do.StopToRestart) == []
+
+
+def test_scheduled_restart_is_moot_when_the_server_was_started_anew() -> None:
+    """It was meant for the server that ran then."""
+    world = leader_with_standbys("n2")
+    schedule_restart(world, 20_000)
+    world.crash()
+    world.until(is_settled_leader)
+    world.wait(60_000)
+    assert (world.orders(do.StopToRestart), world.view.scheduled_restart) == ([], None)
+
+
+def test_scheduled_restart_waits_when_the_cluster_is_paused_and_is_dropped_when_it_was_missed() -> None:
+    """Nothing is done by itself in pause, nor long after."""
+    world = leader_with_standbys("n2")
+    schedule_restart(world, 1_000)
+    world.put("config", '{"ttl":30,"pause":true}')
+    world.wait(120_000)
+    assert "scheduled_restart" in world.keys["members/n1"].value  # type: ignore[operator]
+    world.put("config", '{"ttl":30}')
+    assert (world.orders(do.StopToRestart), world.view.scheduled_restart) == ([], None)
+
+
+def test_scheduled_restart_is_dropped_when_its_conditions_do_not_hold_at_its_instant() -> None:
+    """They are looked at then."""
+    world = leader_with_standbys("n2")
+    schedule_restart(world, 1_000, role="replica")
+    world.wait(30_000)
+    assert (world.orders(do.StopToRestart), world.view.scheduled_restart) == ([], None)
 
 
 # ---- the dynamic configuration ---------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from fsm import events as ev
+from fsm.asked import RestartWish
 from fsm.entries import SnapshotEntry, encode, make_entry
 from fsm.facts import DataDirectory, KeyChange, PeerReport, Probe, Standby, TimelineHistory, TimelineSwitch
 from fsm.machine import Decision, Issued, advance, attend, step
@@ -156,6 +157,7 @@ class Later(Struct, frozen=True):
 
 
 SCHEDULED = '{"leader":"n1","member":"n2","scheduled_at":"2026-01-01T00:00:10+00:00"}'
+schedules = st.sampled_from(("", "", "2026-01-01T00:00:10+00:00"))
 unix_times = st.sampled_from((0, 1_767_225_600_000, 1_767_225_609_000, 1_767_225_700_000))
 """Around the instant of SCHEDULED, before, at and long after it."""
 lsns = st.sampled_from((0, 1, 5 * MIB, 10 * MIB, 20 * MIB, 30 * MIB))
@@ -314,7 +316,14 @@ rare_events = st.one_of(
     st.builds(ev.FenceLost, at_ms=NOW, detail=st.just("gone")),
     st.builds(ev.SwitchoverAsked, at_ms=NOW, leader=st.just("n1"), candidate=names),
     st.builds(ev.ReinitAsked, at_ms=NOW),
-    st.builds(ev.RestartAsked, at_ms=NOW, request_id=names, timeout_ms=st.sampled_from((0, 1, 5_000))),
+    st.builds(
+        ev.RestartAsked,
+        at_ms=NOW,
+        request_id=names,
+        wish=st.builds(RestartWish, timeout_ms=st.sampled_from((0, 1, 5_000)), schedule=schedules),
+        unix_ms=unix_times,
+    ),
+    st.builds(ev.RestartCancelAsked, at_ms=NOW, request_id=names),
     st.builds(ev.ConfigAsked, at_ms=NOW, request_id=names, revision=st.sampled_from((0, 7))),
     st.builds(ev.SwitchoverCancelAsked, at_ms=NOW, request_id=names, revision=st.just(7)),
     st.builds(ev.ReloadAsked, at_ms=NOW, request_id=names),
