@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import httpx
 import pytest
@@ -17,7 +18,7 @@ from api.cli.demo.cluster import DemoNode
 from effects.clock import now_ms, unix_ms
 from fsm.events import ConfigAsked
 from tests.cluster.harness import RealCluster
-from tests.cluster.witnesses import until, watched_cluster
+from tests.cluster.witnesses import Writers, until, watched_cluster
 
 pytestmark = [pytest.mark.anyio, pytest.mark.servers]
 
@@ -54,22 +55,47 @@ async def wait_for(look: Any) -> None:
 
 
 async def test_leader_stays_leader_when_its_server_is_restarted(http: httpx.AsyncClient) -> None:
-    """Another postmaster, the same leader, timeline and key; no node ever stood; writes go on."""
-    async with watched_cluster() as (real, monitor):
+    """Another postmaster, the same leader, timeline and key; no node ever stood, and no acknowledged row is lost."""
+    async with watched_cluster() as (real, _):
         leader, server = real.leader, processes.server_of(real.leader.data_dir)[0]
         before = await json_of(http, leader, "/patroni")
         seen = len(real.entries())
-        answer = await http.post(f"{leader.plan.api_url}/restart", json={"role": "primary", "timeout": "60s"})
-        assert (answer.status_code, answer.text) == (200, "restarted successfully")
+        with Writers(real) as writers:
+            await until(partial(writers.have_written, 50))
+            answer = await http.post(f"{leader.plan.api_url}/restart", json={"role": "primary", "timeout": "60s"})
+            assert (answer.status_code, answer.text) == (200, "restarted successfully")
+            assert await status_of(http, leader, "/primary") == 200
+            await until(partial(writers.have_written, 50, since_ms=now_ms()))
         after = await json_of(http, leader, "/patroni")
         assert processes.server_of(leader.data_dir)[0] != server
         assert (after["role"], after["state"], after["timeline"]) == ("primary", "running", before["timeline"])
         assert after["postmaster_start_time"] != before["postmaster_start_time"]
-        assert await status_of(http, leader, "/primary") == 200
-        await until(partial(monitor.has_seen_writes, leader.name, since_ms=now_ms()))
+        assert writers.lost() == set()
         await real.settled()
         assert real.primary == leader.name
         assert [entry.rule for entry in real.entries()[seen:] if entry.rule] == []
+
+
+async def test_primary_is_only_claimed_while_it_accepts_writes_when_it_is_restarted(http: httpx.AsyncClient) -> None:
+    """While the server is down /primary is 503 and /leader stays 200, for the key never goes."""
+    async with watched_cluster() as (real, _):
+        leader = real.leader
+        seen: set[tuple[int, int]] = set()
+
+        async def watch(scope: anyio.CancelScope) -> None:
+            with scope:
+                while True:
+                    seen.add((await status_of(http, leader, "/primary"), await status_of(http, leader, "/leader")))
+                    await anyio.lowlevel.checkpoint()
+
+        async with anyio.create_task_group() as tasks:
+            scope = anyio.CancelScope()
+            tasks.start_soon(watch, scope)
+            assert (await http.post(f"{leader.plan.api_url}/restart")).status_code == 200
+            scope.cancel()
+        assert (503, 200) in seen
+        assert {leads for _, leads in seen} == {200}
+        await real.settled()
 
 
 async def test_replica_stays_replica_when_its_server_is_restarted(http: httpx.AsyncClient) -> None:
@@ -87,6 +113,26 @@ async def test_replica_stays_replica_when_its_server_is_restarted(http: httpx.As
         await real.settled()
         assert (await json_of(http, node, "/patroni"))["role"] == "replica"
         assert (real.primary, processes.server_of(leader.data_dir)[0]) == (leader.name, primary)
+        await check_scheduled_restart(http, node)
+        await real.settled()
+
+
+async def check_scheduled_restart(http: httpx.AsyncClient, node: DemoNode) -> None:
+    """A restart for tomorrow can be seen and dropped; one for soon is done then."""
+    url, server = f"{node.plan.api_url}/restart", processes.server_of(node.data_dir)[0]
+    tomorrow = {"schedule": (datetime.now(UTC) + timedelta(days=1)).isoformat()}
+    assert [(await http.post(url, json=tomorrow)).status_code for _ in range(2)] == [202, 409]
+    assert (await json_of(http, node, "/patroni"))["scheduled_restart"] == tomorrow
+    assert [(await http.delete(url)).status_code for _ in range(2)] == [200, 404]
+    due = datetime.now(UTC) + timedelta(seconds=3)
+    assert (await http.post(url, json={"schedule": due.isoformat()})).status_code == 202
+
+    async def is_done() -> bool:
+        found = processes.server_of(node.data_dir)
+        return bool(found) and found[0] != server and await status_of(http, node, "/replica") == 200
+
+    await wait_for(is_done)
+    assert unix_ms() >= due.timestamp() * 1000
 
 
 async def test_every_node_goes_by_another_configuration_when_one_was_patched(http: httpx.AsyncClient) -> None:
