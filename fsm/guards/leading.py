@@ -5,7 +5,7 @@ from fsm.guards.server import is_primary_running, is_promotable
 from fsm.handover import in_force_since_ms, is_schedule_missed, request_in_force
 from fsm.publish import own_history
 from fsm.timelines import was_primary
-from fsm.timing import FAILED_STARTS_MAX, HANDOVER_CATCH_UP_MS, PEER_REASK_MS
+from fsm.timing import FAILED_STARTS_MAX, HANDOVER_CATCH_UP_MS, PEER_REASK_MS, START_TIMEOUT_LEAST_MS
 from fsm.view import View
 from fsm.wire import is_barred_by_tags
 
@@ -25,7 +25,13 @@ def start_timeout_ms(view: View) -> int:
     """How long the leader's server may take to accept writes again before another node is to lead."""
     if view.restart is not None:
         return view.restart.start_timeout_ms
-    return max(view.dynamic.primary_start_timeout_s * 1000, 1)
+    if view.dynamic.primary_start_timeout_s:
+        return view.dynamic.primary_start_timeout_s * 1000
+    # 0 is for a server that ended under this leader. One that is only coming up (promoted, or new) has its time: with
+    # none no election would ever end in a primary.
+    exited_at_ms = view.server.exited_at_ms
+    has_crashed = exited_at_ms is not None and exited_at_ms >= view.state_since_ms
+    return 1 if has_crashed else START_TIMEOUT_LEAST_MS
 
 
 def is_handover_wanted(view: View) -> bool:

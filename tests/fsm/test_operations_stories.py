@@ -96,6 +96,18 @@ def test_leader_is_not_replaced_when_failover_at_once_is_configured() -> None:
     assert (answer(world).ending, world.rules) == ("done", rules)
 
 
+def test_cluster_has_a_primary_when_failover_at_once_is_configured() -> None:
+    """primary_start_timeout 0 gives a crashed server no time, but one that is only coming up has it."""
+    world = leader_with_standbys("n2", first_config='{"ttl":30,"primary_start_timeout":0}')
+    world.crash()
+    world.until_state("replica", within_ms=1_000)
+    assert world.rules[-1] == "L3"
+    follower = replica_of("n2", first_config='{"ttl":30,"primary_start_timeout":0}')
+    follower.delete("leader")
+    follower.until(is_settled_leader)
+    assert "L3" not in follower.rules
+
+
 def test_replica_stays_replica_when_its_server_is_restarted() -> None:
     """It stops, starts as a standby and follows again."""
     world = replica_of("n2")
