@@ -11,10 +11,13 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import httpx
+import psycopg
 import pytest
+import yaml
 
 from api.cli.demo import processes
 from api.cli.demo.cluster import DemoNode
+from api.cli.demo.writer import connection_options
 from effects.clock import now_ms, unix_ms
 from fsm.events import ConfigAsked
 from tests.cluster.harness import RealCluster
@@ -206,26 +209,51 @@ async def check_schedule(real: RealCluster, http: httpx.AsyncClient, node: DemoN
 
 
 async def test_settings_are_read_again_when_asked_for(http: httpx.AsyncClient) -> None:
-    """POST /reload and SIGHUP take tags from the file without a restart; a broken file changes nothing."""
+    """POST /reload and SIGHUP take tags, parameters and pg_hba from the file, without a restart of the server.
+
+    A broken file changes nothing.
+    """
     async with watched_cluster() as (real, _):
         node = replicas(real)[0]
-        server, text = processes.server_of(node.data_dir)[0], node.settings_path.read_text()
+        server, settings = processes.server_of(node.data_dir)[0], yaml.safe_load(node.settings_path.read_text())
 
-        async def has_tag(name: str) -> bool:
-            return name in (await json_of(http, node, "/patroni")).get("tags", {})
+        def write(tag: str, work_mem_kb: int) -> None:
+            settings["tags"] = {tag: 1}
+            settings["postgresql"]["parameters"] = {"work_mem": f"{work_mem_kb}kB"}
+            settings["postgresql"]["pg_hba"] = [
+                "local all,replication all scram-sha-256",
+                "host all,replication all all scram-sha-256",
+            ]
+            node.settings_path.write_text(yaml.safe_dump(settings))
 
-        node.settings_path.write_text(f"{text}\ntags:\n  by_reload: 1\n")
+        async def has_taken(tag: str, work_mem_kb: int) -> bool:
+            found = await anyio.to_thread.run_sync(in_force, real, node)
+            tags = (await json_of(http, node, "/patroni")).get("tags")
+            return (tags, *found) == ({tag: 1}, str(work_mem_kb), 2)
+
+        write("by_reload", 4321)
         answer = await http.post(f"{node.plan.api_url}/reload")
         assert answer.status_code == 202, answer.text
-        await wait_for(partial(has_tag, "by_reload"))
+        await wait_for(partial(has_taken, "by_reload", 4321))
         node.settings_path.write_text("scope: [")
         answer = await http.post(f"{node.plan.api_url}/reload")
         assert (answer.status_code, "were not read again" in answer.text) == (503, True)
-        assert await has_tag("by_reload")
-        node.settings_path.write_text(f"{text}\ntags:\n  by_signal: 1\n")
+        assert await has_taken("by_reload", 4321)
+        write("by_signal", 4322)
         assert node.agent_pid is not None
         os.kill(node.agent_pid, signal.SIGHUP)
-        await wait_for(partial(has_tag, "by_signal"))
-        assert not await has_tag("by_reload")
+        await wait_for(partial(has_taken, "by_signal", 4322))
         assert processes.server_of(node.data_dir)[0] == server
         await real.settled()
+
+
+def in_force(real: RealCluster, node: DemoNode) -> tuple[str, int]:
+    """The node's work_mem in kB, and the number of its access rules, by its server's own word."""
+    options = connection_options(real.cluster.plan, session="any")
+    options |= {"host": "127.0.0.1", "port": str(node.plan.postgres_port)}
+    with psycopg.connect(**options) as connection:
+        row = connection.execute(
+            "SELECT (SELECT setting FROM pg_settings WHERE name = 'work_mem'), (SELECT count(*) FROM pg_hba_file_rules)"
+        ).fetchone()
+    assert row is not None
+    return row[0], row[1]

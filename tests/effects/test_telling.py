@@ -1,0 +1,62 @@
+"""What people read on the agent's console of what was asked for."""
+
+import pytest
+
+from effects.telling import lines
+from fsm.asked import ConfigChange, RestartWish
+from fsm.events import (
+    AnyEvent,
+    ConfigAsked,
+    ReinitAsked,
+    ReloadAsked,
+    RestartAsked,
+    RestartCancelAsked,
+    SwitchoverAsked,
+    SwitchoverCancelAsked,
+)
+from fsm.machine import step
+from tests.views import NOW_MS, leader_view
+
+AT = "2099-01-01T00:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [
+        (RestartAsked(at_ms=NOW_MS, request_id="r", by="ops@h"), "ops@h asks for a restart of the server"),
+        (
+            RestartAsked(at_ms=NOW_MS, request_id="r", by="h", wish=RestartWish(schedule=AT), unix_ms=1),
+            f"h asks for a restart of the server at {AT}",
+        ),
+        (RestartCancelAsked(at_ms=NOW_MS, request_id="r"), "somebody asks for the scheduled restart to be dropped"),
+        (
+            ConfigAsked(at_ms=NOW_MS, request_id="r", by="h", changes=(ConfigChange(path="ttl", old="1", new="2"),)),
+            "h asks for another dynamic configuration (ttl)",
+        ),
+        (SwitchoverAsked(at_ms=NOW_MS, leader="n1", by="h"), "h asks for a switchover from n1 to any member"),
+        (
+            SwitchoverAsked(at_ms=NOW_MS, leader="n1", candidate="n2", scheduled_at=AT, by="h"),
+            f"h asks for a switchover from n1 to n2 at {AT}",
+        ),
+        (SwitchoverAsked(at_ms=NOW_MS, candidate="n2", by="h"), "h asks for a failover to n2"),
+        (
+            SwitchoverCancelAsked(at_ms=NOW_MS, request_id="r", revision=1, by="h"),
+            "h asks for the scheduled switchover to be dropped",
+        ),
+        (ReloadAsked(at_ms=NOW_MS, request_id="r", by="h"), "h asks for the settings to be read again"),
+        (ReinitAsked(at_ms=NOW_MS, by="h"), "h asks for new data from a base backup"),
+    ],
+)
+def test_console_tells_who_asks_for_what_when_something_is_asked_for(event: AnyEvent, said: str) -> None:
+    """One line each."""
+    before = leader_view()
+    told = [line for _, line in lines(before, step(before, event), event)]
+    assert told[0] == said
+
+
+def test_console_tells_how_a_request_ended_when_it_did() -> None:
+    """With the reason of a refusal."""
+    before = leader_view()
+    event = RestartCancelAsked(at_ms=NOW_MS, request_id="r")
+    told = [line for _, line in lines(before, step(before, event), event)]
+    assert told[-1] == "what was asked for: refused, no restart is scheduled"
