@@ -10,6 +10,10 @@ BODY_BYTES_MAX = 64 << 10
 """Requests are small objects; more than this is a mistake."""
 
 
+TEXT_MAX = 1_000
+"""No name, address or instant is longer."""
+
+
 class Rejected(Exception):
     """The request cannot be served: its status, and one line that a person can act on."""
 
@@ -68,6 +72,8 @@ def text_of(found: dict[str, Any], *names: str) -> str | None:
         value = found.get(name)
         if value is not None and not isinstance(value, str):
             raise Rejected(400, f'"{name}" is not text')
+        if value is not None and len(value) > TEXT_MAX:
+            raise Rejected(400, f'"{name}" is longer than {TEXT_MAX} characters')
         if value:
             return value
     return None

@@ -215,7 +215,7 @@ async def _run_agent(
     reader.serve(server=(server, server_settings))
     prober = Prober(server_settings)
     lanes = [
-        *ClusterKeys(etcd, prefix, settings.name, first_config, configs.text_of).lanes(agent.report),
+        *ClusterKeys(etcd, prefix, settings.name, first_config, configs).lanes(agent.report),
         *server.lanes(agent.report),
         *peers.lanes(agent.report),
     ]

@@ -34,6 +34,7 @@ class ConfigDesk:
     def __init__(self, current: Callable[[], tuple[str | None, int]]) -> None:
         """`current` tells the text of the `config` key as etcd holds it, None if there is none, and its revision."""
         self._current = current
+        self._written: tuple[str | None, int] = (None, 0)
         self._texts: OrderedDict[str, str] = OrderedDict()
 
     def patch(self, patch: dict[str, Any]) -> Prepared | None:
@@ -41,7 +42,7 @@ class ConfigDesk:
 
         Raises: ConfigUnusable. Source: Patroni, PATCH /config.
         """
-        text, revision = self._current()
+        text, revision = self._newest()
         known = json_object(text)
         if not known:
             return None
@@ -51,7 +52,7 @@ class ConfigDesk:
 
     def replace(self, config: dict[str, Any]) -> Prepared:
         """Another configuration, whatever is there now. Raises: ConfigUnusable. Source: Patroni, PUT /config."""
-        text, _ = self._current()
+        text, _ = self._newest()
         known = json_object(text)
         _check_depth(config)
         found = merged({}, hidden_kept(config, known))
@@ -62,6 +63,14 @@ class ConfigDesk:
         if request_id not in self._texts:
             raise EtcdRefused("the text of this change is not there any more")
         return self._texts[request_id]
+
+    def note_written(self, request_id: str, revision: int) -> None:
+        """The change is in etcd since this revision: whoever asks next builds on it, before the watch tells of it."""
+        self._written = (self._texts.get(request_id), revision)
+
+    def _newest(self) -> tuple[str | None, int]:
+        heard = self._current()
+        return self._written if self._written[1] > heard[1] else heard
 
     def _prepared(self, known: dict[str, Any], found: dict[str, Any], touched: set[str], revision: int) -> Prepared:
         fault = fault_of(found, touched)

@@ -4,9 +4,8 @@ Source: Patroni, etcd v3 keys `/<namespace>/<scope>/…`; etcd, KV.Txn, Lease.
 """
 
 import re
-from collections.abc import Callable
 
-from effects.errors import EtcdRefused
+from effects.config_desk import ConfigDesk
 from effects.etcd import EtcdClient
 from effects.etcd_types import KeyValue, Transacted, absent, delete, mod_revision_is, put, value_is
 from effects.lanes import Lane, Report
@@ -21,10 +20,6 @@ def prefix_of(namespace: str, scope: str) -> str:
     return re.sub(r"/+", "/", f"/{namespace}/{scope}/")
 
 
-def _no_config_text(request_id: str) -> str:
-    raise EtcdRefused("nobody can ask for a change of the configuration here")
-
-
 class ClusterKeys:
     """Performs the effects on one cluster's keys, as one member."""
 
@@ -34,10 +29,10 @@ class ClusterKeys:
         prefix: str,
         name: str,
         first_config: str,
-        config_text: Callable[[str], str] = _no_config_text,
+        configs: ConfigDesk | None = None,
     ) -> None:
-        """`config_text` gives the dynamic configuration that was asked for under a request's id."""
-        self._config_text = config_text
+        """`configs`: where the dynamic configurations lie that were asked for; None where nobody can."""
+        self._configs = configs or ConfigDesk(lambda: (None, 0))
         self._client, self._prefix, self._name = client, prefix, name
         self._first_config = first_config
 
@@ -157,13 +152,15 @@ class ClusterKeys:
 
     async def change_config(self, effect: do.ChangeConfig) -> AnyResult:
         """Another dynamic configuration, if it is still the one that the change was made from."""
-        key, text = self._key("config"), self._config_text(effect.request_id)
+        key, text = self._key("config"), self._configs.text_of(effect.request_id)
         written = await self._client.transact(
             [mod_revision_is(key, effect.revision)] if effect.revision else [],
             [put(key, text)],
             timeout_ms=effect.timeout_ms,
             else_read=key,
         )
+        if written.applied:
+            self._configs.note_written(effect.request_id, written.revision)
         return self._written("config", written, text, 0)
 
     async def publish_member(self, effect: do.PublishMember) -> AnyResult:

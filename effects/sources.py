@@ -53,6 +53,7 @@ class EtcdSource:
         while True:
             try:
                 read = await self._client.read_prefix(self._prefix, timeout_ms=READ_TIMEOUT_MS)
+                self.config, self.config_revision = None, 0  # unless it is among what was read
                 keys = tuple(self._heard(as_change(self._prefix, key)) for key in read.keys)
                 self._report(ClusterRead(at_ms=now_ms(), revision=read.revision, keys=keys, unix_ms=unix_ms()))
                 pause_s, told = RETRY_FIRST_S, ""

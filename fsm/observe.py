@@ -49,6 +49,7 @@ from fsm.publish import failsafe_addresses, is_rebuilding
 from fsm.requests import (
     cancel_asked,
     config_asked,
+    is_outcome_of_request,
     reload_asked,
     restart_asked,
     restart_cancel_asked,
@@ -344,7 +345,7 @@ def _failsafe_asked(view: View, event: FailsafeAsked) -> View:
 
 
 def _succeeded(view: View, event: Succeeded) -> View:
-    is_awaited = _is_awaited(view, event)
+    is_awaited = is_outcome_of_request(view, event)
     if event.duty == "clone":
         view = _with_clone(view)
     view = _answered(view, event.duty, event.effect_id)
@@ -358,7 +359,7 @@ def _succeeded(view: View, event: Succeeded) -> View:
 
 
 def _failed(view: View, event: Failed) -> View:
-    is_awaited = _is_awaited(view, event)
+    is_awaited = is_outcome_of_request(view, event)
     view = _answered(view, event.duty, event.effect_id)
     if event.duty != "clone" or event.kind != "cancelled":  # one that was given up says nothing about its source
         view = _with_failure(view, event.duty, event.kind, event.detail)
@@ -378,7 +379,7 @@ def _after_failure(view: View, event: Failed) -> View:
 
 
 def _unknown(view: View, event: Unknown) -> View:
-    is_awaited = _is_awaited(view, event)
+    is_awaited = is_outcome_of_request(view, event)
     view = _with_failure(_answered(view, event.duty, event.effect_id), event.duty, "unknown", event.detail)
     view = replace(view, directory=None) if event.duty in CHANGES_DIRECTORY else view
     return with_outcome(view, event) if is_awaited else view
@@ -389,11 +390,6 @@ CHANGES_DIRECTORY = frozenset({"init-db", "clone", "rewind", "clear-directory", 
 
 STARTS = frozenset({"start-primary", "start-standby", "restart-to-promote"})
 """Duties that start the server: one that failed may have failed for what became of the directory."""
-
-
-def _is_awaited(view: View, event: Succeeded | Failed | Unknown) -> bool:
-    underway = view.underway.get(event.duty)
-    return underway is not None and underway.effect_id == event.effect_id
 
 
 def _answered(view: View, duty: str, effect_id: int) -> View:

@@ -61,6 +61,10 @@ def reload_asked(view: View, event: ReloadAsked) -> View:
             clone_on_divergence=event.clone_on_divergence,
         )
         view = replace(view, identity=identity)
+    if view.server.process == "absent":
+        return answered(view, event.request_id, "done")  # the next start will go by them
+    # One that is under way may have read the settings before they changed: the newest request is performed as well.
+    view = replace(view, asked={duty: asked for duty, asked in view.asked.items() if duty != "reload-server"})
     return _with_asked(view, "reload-server", event.request_id)
 
 
@@ -124,6 +128,14 @@ def _with_restart(view: View, request_id: str, wish: RestartWish) -> View:
         until_ms=restart_until_ms(view, timeout_ms),
     )
     return replace(view, restart=restart)
+
+
+def is_outcome_of_request(view: View, event: Succeeded | Failed | Unknown) -> bool:
+    """True when this is the answer to the effect under way, and that began no earlier than it was asked for."""
+    underway, asked = view.underway.get(event.duty), view.asked.get(event.duty)
+    if underway is None or underway.effect_id != event.effect_id or asked is None:
+        return False
+    return underway.since_ms >= asked.until_ms - REQUEST_TIMEOUT_MS
 
 
 def with_outcome(view: View, event: Succeeded | Failed | Unknown) -> View:

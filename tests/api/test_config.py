@@ -89,6 +89,20 @@ async def test_patch_is_merged_when_it_is_usable(around: Surroundings, patch: An
         assert (asked[0].revision, asked[0].by) == (REVISION, "192.0.2.1")
 
 
+async def test_second_patch_builds_on_the_first_when_the_watch_has_not_told_of_it_yet(around: Surroundings) -> None:
+    """Two changes in a row are no conflict."""
+    desk = desk_of()
+    app = around.app(configs=desk)
+    await ask_json(app, "/config", {"ttl": 20}, "PATCH")
+    first = around.submitted[0]
+    assert isinstance(first, ConfigAsked)
+    desk.note_written(first.request_id, REVISION + 1)
+    answer = await ask_json(app, "/config", {"loop_wait": 5}, "PATCH")
+    second = around.submitted[1]
+    assert isinstance(second, ConfigAsked)
+    assert (answer.json["ttl"], answer.json["loop_wait"], second.revision) == (20, 5, REVISION + 1)
+
+
 async def test_put_replaces_when_it_is_usable(around: Surroundings) -> None:
     """Whatever was there, at whatever revision."""
     desk = desk_of(None)

@@ -106,6 +106,7 @@ async def test_restart_is_refused_when_its_conditions_make_no_sense(around: Surr
         ("/failover", {"x": 1}, 400),
         ("/failover", {"candidate": ["n2"]}, 400),
         ("/failover", {"candidate": ""}, 400),
+        ("/failover", {"candidate": "n" * 5_000}, 400),
         ("/failover", {"candidate": "n2", "scheduled_at": TOMORROW}, 400),
         ("/failover", {"candidate": "n1"}, 412),
         ("/failover", {"candidate": "n9"}, 412),

@@ -311,6 +311,27 @@ def test_tags_are_published_and_the_server_reloaded_when_settings_are_read_again
     assert world.orders(do.ReloadServer) == [do.ReloadServer(timeout_ms=10_000)]
 
 
+def test_server_is_told_again_when_settings_are_read_during_a_reload() -> None:
+    """What was under way may have read the settings before they changed."""
+    world = leader_with_standbys("n2")
+    world.held.add("reload-server")
+    world.feed(ev.ReloadAsked(at_ms=world.now_ms, request_id="r1"))
+    world.wait(100)
+    world.feed(ev.ReloadAsked(at_ms=world.now_ms, request_id="r2"))
+    world.held.clear()
+    assert answer(world, "r2").ending == "done"
+    assert len(world.orders(do.ReloadServer)) == 2
+
+
+def test_nothing_is_reloaded_when_no_server_runs() -> None:
+    """Its next start goes by the new settings."""
+    world = leader_with_standbys("n2")
+    world.held.add("start-primary")
+    world.crash()
+    world.feed(ev.ReloadAsked(at_ms=world.now_ms, request_id="r1"))
+    assert (answer(world).ending, world.orders(do.ReloadServer)) == ("done", [])
+
+
 def test_standby_goes_on_following_when_its_settings_are_read_again() -> None:
     """Its files still name the leader."""
     world = replica_of("n2")

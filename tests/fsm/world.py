@@ -425,8 +425,7 @@ class World:
                 return self._perform_request(effect)
 
     def _perform_request(self, effect: do.AnyEffect) -> ev.KeyWritten:
-        """What somebody asked for through the API, and the key of synchronous modes, written."""
-        held = self.keys["leader"].value if "leader" in self.keys else None
+        """What somebody asked for through the API, written."""
         match effect:
             case do.ChangeConfig():
                 known = self.keys.get("config")
