@@ -10,16 +10,19 @@ from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict
 
 from effects.errors import PostgresError
+from effects.redaction import HIDDEN, is_secret_name
 from effects.server_settings import ServerSettings
 from effects.sql import Connection, connect_locally, renamed_errors
-from fsm.facts import Probe, Standby
+from fsm.facts import ParameterChange, Probe, Standby
+from fsm.units import shown_setting
 
 # Recovery ended between two functions of one statement. Source: object_not_in_prerequisite_state.
 PROMOTED_MEANWHILE = "55000"
 SESSION = "-c statement_timeout=2s -c TimeZone=UTC -c default_transaction_read_only=on -c log_statement=none"
 
 # In recovery the CASEs keep PostgreSQL from calling functions that only a primary may call. The list of parameters that
-# wait for a restart is long to make and changes with a reload only, so it is asked for once a reload.
+# wait for a restart is long to make and changes with a reload only, so it is asked for once a reload. What a parameter
+# will be is the last that any configuration file says of it, else what PostgreSQL has for it by itself.
 # Source: PostgreSQL, "System Administration Functions", "The Statistics Views"; all of it is in 14 to 18.
 STATEMENT = """
 WITH server AS MATERIALIZED (SELECT pg_is_in_recovery() AS in_recovery),
@@ -53,7 +56,14 @@ SELECT in_recovery,
        current_setting('synchronous_commit'),
        pg_conf_load_time(),
        CASE WHEN pg_conf_load_time() IS DISTINCT FROM %s::timestamptz
-            THEN (SELECT coalesce(array_agg(name ORDER BY name), '{}') FROM pg_settings WHERE pending_restart) END
+            THEN (SELECT coalesce(json_agg(json_build_object(
+                             'name', s.name, 'old_value', current_setting(s.name),
+                             'new_value', coalesce(f.setting, s.boot_val, ''), 'unit', coalesce(s.unit, ''))
+                           ORDER BY s.name), '[]')
+                    FROM pg_settings s
+                    LEFT JOIN LATERAL (SELECT setting FROM pg_file_settings WHERE lower(name) = lower(s.name)
+                                        ORDER BY seqno DESC LIMIT 1) f ON true
+                   WHERE s.pending_restart) END
   FROM server
 """
 
@@ -78,7 +88,7 @@ class _Row(msgspec.Struct, frozen=True):
     synchronous_standby_names: str
     synchronous_commit: str
     loaded_at: datetime
-    pending_restart: list[str] | None
+    pending_restart: list[dict[str, str]] | None
 
 
 class Prober:
@@ -88,7 +98,7 @@ class Prober:
         self._settings = settings
         self._connection: Connection | None = None
         self._loaded_at: datetime | None = None
-        self._pending_restart: tuple[str, ...] = ()
+        self._pending_restart: dict[str, ParameterChange] = {}
         self._received: tuple[datetime, int] | None = None
 
     async def probe(self, timeout_ms: int) -> Probe:
@@ -141,7 +151,8 @@ class Prober:
 
     def _fact(self, row: _Row) -> Probe:
         if row.pending_restart is not None:
-            self._loaded_at, self._pending_restart = row.loaded_at, tuple(row.pending_restart)
+            self._loaded_at = row.loaded_at
+            self._pending_restart = {found["name"]: _change(found) for found in row.pending_restart}
         upstream = parse_upstream(row.conninfo)
         assert self._connection is not None
         return Probe(
@@ -159,9 +170,10 @@ class Prober:
             upstream_host=upstream[0],
             upstream_port=upstream[1],
             standbys=msgspec.convert(row.standbys, tuple[Standby, ...]),
-            pending_restart=self._pending_restart,
             synchronous_standby_names=row.synchronous_standby_names,
             synchronous_commit=row.synchronous_commit,
+            pending_restart=tuple(self._pending_restart),
+            pending_restart_reason=self._pending_restart,
         )
 
     def _timeline(self, row: _Row) -> int:
@@ -173,6 +185,12 @@ class Prober:
         is_remembered = self._received is not None and self._received[0] == row.started_at
         remembered = self._received[1] if self._received and is_remembered else 0
         return max(row.received_timeline, row.control_timeline, remembered)
+
+
+def _change(found: dict[str, str]) -> ParameterChange:
+    if is_secret_name(found["name"]):
+        return ParameterChange(old_value=HIDDEN, new_value=HIDDEN)
+    return ParameterChange(old_value=found["old_value"], new_value=shown_setting(found["new_value"], found["unit"]))
 
 
 @functools.lru_cache(maxsize=8)

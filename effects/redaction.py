@@ -3,6 +3,7 @@
 Only the `config` key may hold any: PostgreSQL parameters such as a passphrase, or a command with a key in its words.
 """
 
+import re
 from typing import Any
 
 import msgspec
@@ -10,8 +11,10 @@ import msgspec
 from fsm.facts import KeyChange
 from fsm.wire import compact
 
-SECRET_WORDS = ("password", "secret", "passphrase", "token", "_command", "credential", "conninfo")
+SECRET_WORDS = ("passw", "secret", "passphrase", "token", "_command", "credential", "conninfo")
 HIDDEN = "***"
+# In a line of pg_hba.conf. Source: PostgreSQL, LDAP and RADIUS authentication.
+SECRET_OPTION = re.compile(r"(ldapbindpasswd|radiussecrets)=(\"[^\"]*\"|\S+)", re.IGNORECASE)
 
 
 def without_secrets(change: KeyChange) -> KeyChange:
@@ -54,9 +57,15 @@ def hidden_kept(new: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
 def _cleaned(found: Any) -> Any:
     if isinstance(found, dict):
         return {key: HIDDEN if _is_secret(key, value) else _cleaned(value) for key, value in found.items()}
-    return [_cleaned(value) for value in found] if isinstance(found, list) else found
+    if isinstance(found, list):
+        return [_cleaned(value) for value in found]
+    return SECRET_OPTION.sub(rf"\1={HIDDEN}", found) if isinstance(found, str) else found
 
 
 def _is_secret(name: str, value: Any) -> bool:
-    is_text = not isinstance(value, dict | list | bool)
-    return is_text and any(word in name.lower() for word in SECRET_WORDS)
+    return not isinstance(value, dict | list | bool) and is_secret_name(name)
+
+
+def is_secret_name(name: str) -> bool:
+    """True when a parameter of this name is, or may hold, a secret."""
+    return any(word in name.lower() for word in SECRET_WORDS)

@@ -5,7 +5,7 @@ LSNs are integers (bytes from the start of WAL), instants are milliseconds of CL
 
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 
 class Fact(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -32,6 +32,13 @@ class Standby(Fact, frozen=True, kw_only=True):
     write_lsn: int = 0
     flush_lsn: int = 0
     replay_lsn: int = 0
+
+
+class ParameterChange(Fact, frozen=True, kw_only=True):
+    """What a parameter is and what it will be after a restart, as PostgreSQL shows them."""
+
+    old_value: str
+    new_value: str
 
 
 class Probe(Fact, frozen=True, kw_only=True):
@@ -61,6 +68,7 @@ class Probe(Fact, frozen=True, kw_only=True):
     synchronous_standby_names: str = ""
     """Whom commits wait for, in the words of the server's parameter."""
     synchronous_commit: str = "on"
+    pending_restart_reason: dict[str, ParameterChange] = field(default_factory=dict)
 
     @property
     def position_lsn(self) -> int:
