@@ -15,6 +15,7 @@ from psycopg.conninfo import make_conninfo
 
 from effects.errors import PostgresError
 from effects.files import make_directory, remove_durably, write_atomically
+from effects.hba import has_own_access
 from effects.server_settings import Login, ServerSettings
 from fsm.facts import Upstream
 
@@ -23,6 +24,7 @@ Parameters = Mapping[str, object]
 
 HEADER = "# Written by Matriarch at every start and change: edit postgresql.base.conf or the cluster's configuration."
 HBA_HEADER = "# Written by Matriarch because postgresql.pg_hba is not set."
+OWN_ACCESS_HEADER = "# Written by Matriarch, as postgresql.pg_hba, which follows, has no line for its socket."
 GENERATED, BASE = "postgresql.conf", "postgresql.base.conf"
 # Included last, see effects/waiting.py.
 SYNC_NAMES = "postgresql.sync.conf"
@@ -196,10 +198,14 @@ def primary_conninfo(settings: ServerSettings, upstream: Upstream) -> str:
 
 
 def host_based_authentication(settings: ServerSettings) -> str:
-    """The text of pg_hba.conf: the configured lines, else passwords (SCRAM) for everyone everywhere."""
+    """The text of pg_hba.conf: the configured lines, else passwords (SCRAM) for everyone everywhere.
+
+    Patroni reaches its server over TCP unless told otherwise, so lines that served it may have none for the socket,
+    which is the way that the agent takes; it is let in by a line of its own then.
+    """
     if settings.pg_hba:
-        return "\n".join([*settings.pg_hba, ""])
-    replication = '"' + settings.replication.username.replace('"', '""') + '"'
+        return "\n".join([*_own_access(settings), *settings.pg_hba, ""])
+    replication = _quoted_name(settings.replication.username)
     rows = (
         ("local", "all", "all", ""),
         ("local", "replication", replication, ""),
@@ -207,6 +213,18 @@ def host_based_authentication(settings: ServerSettings) -> str:
         ("host", "replication", replication, "all"),
     )
     return "\n".join([HBA_HEADER, *(" ".join(filter(None, (*row, "scram-sha-256"))) for row in rows), ""])
+
+
+def _own_access(settings: ServerSettings) -> list[str]:
+    user = settings.superuser
+    if not user.password or has_own_access(settings.pg_hba, user.username):
+        return []
+    # This method takes a SCRAM verifier as well as one that an older cluster made.
+    return [OWN_ACCESS_HEADER, f"local all {_quoted_name(user.username)} md5"]
+
+
+def _quoted_name(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def passwords(*logins: Login) -> str:
