@@ -164,10 +164,10 @@ def client_context(pki: Path, *, has_certificate: bool) -> ssl.SSLContext:
 @pytest.mark.parametrize(
     ("verify", "has_certificate", "read", "written"),
     [
-        ("none", False, 200, 200),
+        ("none", False, 200, 202),
         ("optional", False, 200, 403),
-        ("optional", True, 200, 200),
-        ("required", True, 200, 200),
+        ("optional", True, 200, 202),
+        ("required", True, 200, 202),
         ("required", False, None, None),
     ],
 )
@@ -186,7 +186,7 @@ async def test_https_is_served_when_there_is_a_certificate(
                     await http.get(f"{url}/replica")
             else:
                 assert (await http.get(f"{url}/replica")).status_code == read
-                assert (await http.post(f"{url}/reinitialize")).status_code == written
+                assert (await http.post(f"{url}/reload")).status_code == written
         tasks.cancel_scope.cancel()
 
 
