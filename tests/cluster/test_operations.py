@@ -143,6 +143,30 @@ async def check_scheduled_restart(http: httpx.AsyncClient, node: DemoNode) -> No
     assert unix_ms() >= due.timestamp() * 1000
 
 
+async def test_no_acknowledged_row_is_lost_when_a_synchronous_cluster_is_restarted(http: httpx.AsyncClient) -> None:
+    """Every node one after another, the leader last, with the mode switched on over REST; nobody ever stands."""
+    async with watched_cluster() as (real, _):
+        leader = real.leader
+        answer = await http.patch(f"{leader.plan.api_url}/config", json={"synchronous_mode": True})
+        assert answer.status_code == 200, answer.text
+
+        async def is_synchronous() -> bool:
+            found = await json_of(http, leader, "/cluster")
+            return any(member["role"] == "sync_standby" for member in found["members"])
+
+        await wait_for(is_synchronous)
+        moved = moves(real)
+        with Writers(real) as writers:
+            for node in (*replicas(real), leader):
+                await until(partial(writers.have_written, 20, since_ms=now_ms()))
+                restarted = await http.post(f"{node.plan.api_url}/restart")
+                assert restarted.status_code == 200, restarted.text
+            await until(partial(writers.have_written, 20, since_ms=now_ms()))
+        await wait_for(is_synchronous)
+        assert (writers.lost(), moves(real), real.primary) == (set(), moved, leader.name)
+        await real.settled()
+
+
 async def test_every_node_goes_by_another_configuration_when_one_was_patched(http: httpx.AsyncClient) -> None:
     """PATCH on a replica reaches all; who asked for what is in the log; nonsense is refused and changes nothing."""
     async with watched_cluster() as (real, _):
