@@ -19,9 +19,9 @@ from effects.errors import ConfigError
 from effects.peers import Peers
 from effects.settings_types import Secret
 from fsm import effects as do
-from fsm.events import PeersHeard, ReinitAsked
+from fsm.events import PeersHeard, ReloadAsked
 from tests.api.asking import Surroundings, ask, ask_json, surroundings
-from tests.views import standby_view
+from tests.views import NOW_MS, standby_view
 
 pytestmark = pytest.mark.anyio
 DEADLINE_S = 10
@@ -120,8 +120,8 @@ async def test_who_asked_is_user_and_address_when_users_are_told_apart(around: S
     """The log names both."""
     auth = httpx.BasicAuth("admin", "secret").auth_flow(httpx.Request("POST", "http://n1/"))
     given = next(auth).headers["authorization"]
-    await ask_json(around.app(("admin", "secret")), "/reinitialize", {}, authorization=given)
-    assert isinstance(around.submitted[0], ReinitAsked)
+    await ask_json(around.app(("admin", "secret"), reload=read_again), "/reload", {}, authorization=given)
+    assert isinstance(around.submitted[0], ReloadAsked)
     assert around.submitted[0].by == "admin@192.0.2.1"
 
 
@@ -144,6 +144,11 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
         openssl(*signed, "-out", certificate)
     openssl("rsa", "-aes256", "-passout", "pass:opensesame", "-in", "server.key", "-out", "locked.key")
     return directory
+
+
+async def read_again(request_id: str, by: str) -> ReloadAsked:
+    """Settings that can be read."""
+    return ReloadAsked(at_ms=NOW_MS, request_id=request_id, by=by)
 
 
 def tls_of(pki: Path, **more: object) -> ApiTls:
@@ -175,7 +180,7 @@ async def test_https_is_served_when_there_is_a_certificate(
     around: Surroundings, pki: Path, verify: str, has_certificate: bool, read: int | None, written: int | None
 ) -> None:
     """verify_client as Patroni means it: optional lets everybody read, required lets nobody in without one."""
-    app = around.app(access=Access(needs_certificate=verify != "none"))
+    app = around.app(access=Access(needs_certificate=verify != "none"), reload=read_again)
     async with anyio.create_task_group() as tasks:
         port = await tasks.start(serve, app, "127.0.0.1", 0, tls_of(pki, verify_client=verify))
         context = client_context(pki, has_certificate=has_certificate)
