@@ -124,22 +124,18 @@ def is_on_its_way(report: PeerReport) -> bool:
 
 
 def has_received_nothing(view: View) -> bool:
-    """True when this node's standby has not streamed since it was started: it may have been away for long."""
-    return view.server.probe is not None and view.server.probe.received_lsn == 0
+    """True when this node's standby has not streamed since it was started.
 
-
-def is_awaiting_a_start(view: View) -> bool:
-    """True when another member may have more WAL than this node and cannot say so yet.
-
-    Where everything was started at once, the servers come up in any order, and the former leader's last of all, after
-    its crash recovery. A standby that streamed from the leader until it went has nobody to wait for.
+    Where everything was started at once, agents and servers come up in any order, and the former leader's last of all,
+    after its crash recovery and with the newest rows. A standby that streamed until the leader went waits for nobody.
     """
-    return has_received_nothing(view) and any(is_on_its_way(heard.report) for heard in recent_reports(view))
+    return view.server.probe is not None and view.server.probe.received_lsn == 0
 
 
 def stale_or_silent_peers(view: View) -> list[str]:
     """Members that have not yet told, in this candidacy, a position that they looked up lately."""
-    waiting = [name for name in other_members(view) if not _has_told_its_position(view, view.peers.get(name))]
+    asked = everybody_else(view) if has_received_nothing(view) else other_members(view)
+    waiting = [name for name in asked if not _has_told_its_position(view, view.peers.get(name))]
     if view.peers_heard_at_ms < view.state_since_ms:
         waiting.extend(name for name in everybody_else(view) if name not in waiting)  # must be asked, need not answer
     return waiting
@@ -153,5 +149,5 @@ def _has_told_its_position(view: View, heard: HeardPeer | None) -> bool:
 
 def has_waited_long_enough(view: View) -> bool:
     """True when silent members, and those that start, have had their time in this candidacy: silence is no vote."""
-    patience_ms = STARTING_MEMBER_WAIT_MS if is_awaiting_a_start(view) else PEER_ANSWER_TIMEOUT_MS
+    patience_ms = STARTING_MEMBER_WAIT_MS if has_received_nothing(view) else PEER_ANSWER_TIMEOUT_MS
     return view.now_ms - view.state_since_ms >= patience_ms

@@ -17,8 +17,8 @@ PEER_REASK_LATER_MS = 500
 """The same once a candidate has waited in vain for as long as silent members are given."""
 
 STARTING_MEMBER_WAIT_MS = 10_000
-"""How long an election among servers that were all started anew waits for a member whose server does not yet tell how
-far its WAL reaches. It may be the former leader's, in crash recovery, with the last acknowledged rows."""
+"""How long an election among servers that were all started anew waits for a member that is silent, or whose server does
+not yet tell how far its WAL reaches. It may be the former leader, in crash recovery, with the last rows."""
 
 OUTRANKED_FOR_MS = 1_000
 """How long a better peer is given to take the key before this node stands again."""

@@ -339,6 +339,17 @@ def test_replica_leads_when_a_member_is_starting_for_too_long() -> None:
     world.until_state("leader", within_ms=STARTING_MEMBER_WAIT_MS + 5_000)
 
 
+def test_replica_waits_for_a_listed_member_when_everything_was_restarted_and_that_one_is_silent() -> None:
+    """Its agent may be up a moment later, and its key at etcd has run out by then; for ever it is not waited for."""
+    world = World(directory=STANDBY).initialized()
+    world.put("failsafe", '{"n1":"http://n1:8008/patroni","n2":"http://n2:8008/patroni"}')
+    world.boot()
+    world.until_state("candidate")
+    world.wait(STARTING_MEMBER_WAIT_MS - 1_000)
+    assert "C1" not in world.rules
+    world.until_state("leader", within_ms=5_000)
+
+
 def test_replica_leads_at_once_when_it_streamed_until_the_leader_went() -> None:
     """A failover does not wait for a member that happens to start: who streamed to the end has all there was."""
     world = replica_of("n2", "n3")
