@@ -128,8 +128,11 @@ def has_received_nothing(view: View) -> bool:
 
     Where everything was started at once, agents and servers come up in any order, and the former leader's last of all,
     after its crash recovery and with the newest rows. A standby that streamed until the leader went waits for nobody.
+    A receiver that only tried to connect says the start of a segment, which lies before what was replayed.
+    Source: PostgreSQL, RequestXLogStreaming.
     """
-    return view.server.probe is not None and view.server.probe.received_lsn == 0
+    probe = view.server.probe
+    return probe is not None and probe.in_recovery and probe.received_lsn < max(probe.replayed_lsn, 1)
 
 
 def stale_or_silent_peers(view: View) -> list[str]:

@@ -5,6 +5,7 @@ from msgspec.structs import replace
 
 from fsm import effects as do
 from fsm import events as ev
+from fsm.election import has_received_nothing
 from fsm.facts import KeyChange, PeerReport
 from fsm.timing import (
     CRASH_FORGIVEN_AFTER_MS,
@@ -13,6 +14,7 @@ from fsm.timing import (
     STANDBY_PAUSE_MOST_MS,
     STARTING_MEMBER_WAIT_MS,
 )
+from fsm.view import Server, View
 from tests.fsm.test_scenarios import diverged, running_primary
 from tests.fsm.world import (
     EMPTY,
@@ -348,6 +350,16 @@ def test_replica_waits_for_a_listed_member_when_everything_was_restarted_and_tha
     world.wait(STARTING_MEMBER_WAIT_MS - 1_000)
     assert "C1" not in world.rules
     world.until_state("leader", within_ms=5_000)
+
+
+@pytest.mark.parametrize(("received_lsn", "has_nothing"), [(0, True), (9 * MIB, True), (10 * MIB, False)])
+def test_standby_has_received_nothing_when_its_receiver_only_tried_to_connect(
+    received_lsn: int, has_nothing: bool
+) -> None:
+    """The receiver then says the start of a segment, which is less than what was replayed from the own disk."""
+    probe = Postgres(pid=9, in_recovery=True, timeline=1, lsn=10 * MIB).probe()
+    view = View(server=Server(process="running", probe=replace(probe, received_lsn=received_lsn)))
+    assert has_received_nothing(view) == has_nothing
 
 
 def test_replica_leads_at_once_when_it_streamed_until_the_leader_went() -> None:
