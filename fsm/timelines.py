@@ -20,24 +20,25 @@ def has_running_standby_diverged(timeline: int, position_lsn: int, history: Time
     return switch_lsn is None or position_lsn > switch_lsn
 
 
-def has_stopped_server_diverged(directory: DataDirectory, history: TimelineHistory) -> bool:
+def has_stopped_server_diverged(directory: DataDirectory, history: TimelineHistory, *, is_doubt_a_yes: bool) -> bool:
     """True when a stopped server's data may not simply follow the leader.
 
     A standby is judged when it runs: starting it changes nothing that cannot be undone. Of a former primary:
 
     - cleanly shut down, its last record is the shutdown checkpoint, so it has diverged exactly when that record starts
       at or after the switchpoint;
-    - crashed, nobody can say how far its WAL went beyond its last checkpoint: it counts as diverged, and pg_rewind,
-      which recovers it first, finds out whether there is anything to rewind.
+    - crashed, nobody can say how far its WAL went beyond its last checkpoint: where doubt is a yes it counts as
+      diverged, and pg_rewind, which recovers it first, finds out whether there is anything to rewind; where not, it is
+      started as a standby, which recovers it as well and tells how far it went.
     """
     if not was_primary(directory):
         return False
     if directory.timeline == history.timeline:
         return True  # both wrote a timeline of this number: one of them began it behind the other's back
     switch_lsn = switchpoint_lsn(history, directory.timeline)
-    if switch_lsn is None or directory.control_state != "shut down":
+    if switch_lsn is None or directory.checkpoint_lsn >= switch_lsn:
         return True
-    return directory.checkpoint_lsn >= switch_lsn
+    return directory.control_state != "shut down" and is_doubt_a_yes
 
 
 def was_primary(directory: DataDirectory | None) -> bool:

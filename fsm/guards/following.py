@@ -19,9 +19,11 @@ def has_diverged(view: View) -> bool:
     if view.server.probe is not None and view.server.probe.in_recovery:
         return has_running_standby_diverged(view.server.probe.timeline, view.server.probe.position_lsn, history)
     directory = view.directory
-    return (
-        directory is not None and directory.condition == "cluster" and has_stopped_server_diverged(directory, history)
-    )
+    if directory is None or directory.condition != "cluster":
+        return False
+    # A base backup of everything is a high price for a doubt; pg_rewind costs little where there is nothing to rewind.
+    is_doubt_a_yes = is_rewind_possible(view) or not may_clone_on_divergence(view)
+    return has_stopped_server_diverged(directory, history, is_doubt_a_yes=is_doubt_a_yes)
 
 
 def is_in_need_of_rewind(view: View) -> bool:

@@ -15,7 +15,7 @@ from effects.embedded import postgres_bin_dir
 from effects.etcd import EtcdClient
 from effects.etcd_types import put
 from fsm.effects import Clone, Rewind
-from tests.cluster.harness import RealCluster
+from tests.cluster.harness import RealCluster, running_cluster
 from tests.cluster.witnesses import (
     PREFIX,
     ask_primary,
@@ -34,6 +34,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.servers]
 
 SENDERS = "SELECT pid FROM pg_stat_replication"
 WRITE_EXTRA = "INSERT INTO extra SELECT n, repeat('x', 500) FROM generate_series(1, 1000) n"
+LEVEL = "SELECT count(*) = 1 FROM pg_stat_replication WHERE flush_lsn >= pg_current_wal_insert_lsn()"
 FLUSHED = "SELECT pg_current_wal_flush_lsn() >= pg_current_wal_insert_lsn()"
 
 
@@ -148,6 +149,19 @@ async def test_former_leader_is_cloned_when_rewind_is_off(real: RealCluster) -> 
         await bring_back(real, old, rewinds=False, clones=True)
         await client.transact([], [put(PREFIX + "config", config.value)], timeout_ms=2_000)
     assert forget_what_was_kept_aside(old) == 1
+
+
+async def test_nothing_is_done_when_the_leader_crashed_with_nothing_of_its_own_and_rewind_is_off() -> None:
+    """A base backup is a high price for a doubt that the server's own recovery settles."""
+    off = {"ttl": 3, "postgresql": {"use_pg_rewind": False}}
+    async with running_cluster(etcd_members=3, size=2, dynamic=off) as (quiet, _):
+        old, since_ms = quiet.leader, now_ms()
+        tell_primary(quiet, "CREATE TABLE extra (id int, filling text)", "CHECKPOINT", WRITE_EXTRA)
+        await until(lambda: bool(ask_primary(quiet, LEVEL)))
+        old.crash()
+        await until_led_by_another(quiet, old.name)
+        await bring_back(quiet, old, rewinds=False, clones=False)
+        assert quiet.orders(Rewind, since_ms=since_ms) == quiet.orders(Clone, since_ms=since_ms) == []
 
 
 def forget_what_was_kept_aside(node: DemoNode) -> int:

@@ -17,6 +17,7 @@ from fsm.timing import (
 from fsm.view import Server, View
 from tests.fsm.test_scenarios import diverged, running_primary
 from tests.fsm.world import (
+    CLUSTER,
     EMPTY,
     HALF_REWOUND,
     MIB,
@@ -369,3 +370,34 @@ def test_replica_leads_at_once_when_it_streamed_until_the_leader_went() -> None:
     world.delete("members/n2")
     world.delete("leader")
     world.until_state("leader", within_ms=PEER_ANSWER_TIMEOUT_MS)
+
+
+def crashed_leader(lsn: int, first_config: str) -> World:
+    """A former leader that crashed with WAL up to a position; another leads since 20 MiB."""
+    directory = replace(CLUSTER, control_state="in production", checkpoint_lsn=10 * MIB)
+    world = World(directory=directory, history=forked(2, 20 * MIB), first_config=first_config).initialized()
+    world.recovered_lsn = lsn
+    world.lead("n2", timeline=2)
+    return world.boot()
+
+
+def test_crashed_leader_follows_when_it_has_no_more_wal_and_rewind_is_off() -> None:
+    """Its recovery as a standby shows that it has nothing of its own: no base backup is taken."""
+    world = crashed_leader(20 * MIB, '{"postgresql":{"use_pg_rewind":false}}')
+    world.until(is_following)
+    world.wait(10_000)
+    assert world.orders(do.Clone) == world.orders(do.Rewind) == []
+
+
+def test_crashed_leader_is_cloned_when_its_recovery_shows_more_wal_and_rewind_is_off() -> None:
+    """What it has beyond the fork shows once it is recovered."""
+    world = crashed_leader(21 * MIB, '{"postgresql":{"use_pg_rewind":false}}')
+    world.until(lambda w: bool(w.orders(do.Clone)) and is_following(w))
+    assert world.rules[:2] == ["B1", "R5"]
+
+
+def test_crashed_leader_is_rewound_before_it_is_started_when_rewind_is_on() -> None:
+    """pg_rewind recovers it and finds out at little cost."""
+    world = crashed_leader(20 * MIB, "{}")
+    world.until(is_following)
+    assert world.rules[0] == "B3"

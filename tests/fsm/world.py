@@ -117,6 +117,8 @@ class World:
     failing: dict[str, ev.FailureKind] = field(default_factory=dict)
     """Duties whose effects fail, and how."""
     is_server_silent: bool = False
+    recovered_lsn: int = 0
+    """How far the WAL on disk reaches beyond what the control file says."""
     is_notice_lost: bool = False
     """The fence's own notice of a new postmaster does not come, only the answer to the start."""
 
@@ -545,7 +547,7 @@ class World:
 
     def _spawn(self, *, in_recovery: bool, upstream: Upstream | None = None) -> Postgres:
         self.next_id += 1
-        lsn = max(self.directory.checkpoint_lsn, self.directory.min_recovery_lsn)
+        lsn = max(self.directory.checkpoint_lsn, self.directory.min_recovery_lsn, self.recovered_lsn)
         self.server = Postgres(
             pid=self.next_id, in_recovery=in_recovery, timeline=self.directory.timeline, lsn=lsn, upstream=upstream
         )
