@@ -16,8 +16,7 @@ def clone_sources(view: View) -> tuple[Member, ...]:
     leader = leader_to_follow(view)
     if leader is None:
         return ()
-    # Who is counted among those that hold every acknowledged commit must not take the data of one who is not.
-    if view.is_reinit_from_leader or view.name in view.sync.members:
+    if view.is_reinit_from_leader or _is_trusted_with_commits(view):
         return (leader,)
     tagged = [m for m in view.members.values() if m.name != view.name and _is_offered(m, leader)]
     return (*sorted(tagged, key=lambda member: (-member.position_lsn, member.name)), leader)
@@ -30,6 +29,13 @@ def clone_source(view: View) -> Member | None:
         return None
     failures = view.attempts["clone"].failures if "clone" in view.attempts else 0
     return sources[failures % len(sources)]
+
+
+def _is_trusted_with_commits(view: View) -> bool:
+    """True while the `sync` key says that this node has every acknowledged commit: a copy of a standby may miss some,
+    and would be elected on the strength of that key should the leader die before it is written anew."""
+    names = {name.lower() for name in (view.sync.leader, *view.sync.members) if name}
+    return view.name.lower() in names
 
 
 def _is_offered(member: Member, leader: Member) -> bool:

@@ -293,6 +293,16 @@ def test_base_backup_is_taken_of_the_leader_when_the_operator_wants_it() -> None
     assert sources(world) == ["n2", "n3"]
 
 
+def test_base_backup_is_taken_of_the_leader_when_the_sync_key_names_this_node() -> None:
+    """Whoever is trusted to have every acknowledged commit must not get the data of somebody who may miss some."""
+    world = replica_of("n2")
+    world.join("n3", **OFFER)
+    world.put("sync", '{"leader":"n2","sync_standby":"N1","quorum":0}')
+    ask(world)
+    world.until(is_following)
+    assert sources(world) == ["n2"]
+
+
 def test_base_backup_is_taken_of_the_next_source_when_one_fails() -> None:
     """A tagged member that cannot be copied is no reason to be without data; then it is tried again."""
     world = replica_of("n2")
