@@ -22,6 +22,7 @@ class Wait:
         self.bytes_done = self.bytes_total = 0
         self.outcome: Outcome | None = None
         self.detail = ""
+        self._was_seen_at_work = False
         self._samples: deque[tuple[int, int]] = deque()
 
     def take(self, status: dict[str, Any] | None, at_ms: int) -> None:
@@ -35,11 +36,12 @@ class Wait:
         elif ours.get("state") == State.LEADER or status.get("role") == "primary":
             self._end("failed", "it leads now, so its data are kept")
         elif status.get("state") == "running" and status.get("replication_state") == "streaming":
-            self._judge(ours.get("cloned_ago_ms"), at_ms)
+            self._judge(ours, at_ms)
         else:
             self.step = str(status.get("state") or "waiting")
 
     def _take_work(self, rebuilding: dict[str, Any], progress: dict[str, Any], at_ms: int) -> None:
+        self._was_seen_at_work = True
         self.step = str(rebuilding.get("step") or "creating replica")
         self.trouble = str(rebuilding.get("last_failure") or "")
         if progress:
@@ -56,12 +58,14 @@ class Wait:
             self._samples.popleft()
         self.bytes_done, self.bytes_total = done, max(done, total)
 
-    def _judge(self, cloned_ago_ms: Any, at_ms: int) -> None:
-        """It streams: with the new data, if its agent took a base backup since it was asked."""
-        if not isinstance(cloned_ago_ms, int):
-            self._end(
-                "unknown", "it streams, but its agent was started anew meanwhile: whether its data are new is lost"
-            )
+    def _judge(self, ours: dict[str, Any], at_ms: int) -> None:
+        """It streams: with the new data, if its agent took a base backup since it was asked. A member that is Patroni's
+        does not tell; if it was seen at work, that must do."""
+        cloned_ago_ms = ours.get("cloned_ago_ms")
+        if not ours and self._was_seen_at_work:
+            self._end("done", "streams")
+        elif not isinstance(cloned_ago_ms, int):
+            self._end("unknown", "it streams, but nothing tells whether its data are new: its agent was started anew")
         elif cloned_ago_ms <= at_ms - self.asked_at_ms:
             self._end("done", "streams")
         else:

@@ -44,8 +44,9 @@ def after(*answers: dict[str, Any] | None) -> Wait:
         ({"state": "starting", "matriarch": {"state": "reinit", "rebuilding": {"step": "starting"}}}, None),
         ({"state": "running", "role": "replica", "matriarch": {"state": "replica", "cloned_ago_ms": 1}}, None),
         (None, None),
+        (STREAMING, "done"),
     ],
-    ids=["new data", "older data", "restarted", "leads", "starting", "not streaming", "silent"],
+    ids=["new data", "older data", "restarted", "leads", "starting", "not streaming", "silent", "Patroni's"],
 )
 def test_outcome_is_told_when_it_is_known(last: dict[str, Any] | None, outcome: str | None) -> None:
     """Done is only who streams with data that were copied since it was asked."""
