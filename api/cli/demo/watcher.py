@@ -1,5 +1,7 @@
 """Looks at the demo's cluster: each node's GET /patroni, its process, and the tail of its transition log."""
 
+import contextlib
+import os
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -143,9 +145,9 @@ def last_seq_of(directory: Path) -> int:
 def bytes_below(directory: Path) -> int:
     """How many bytes the files in a directory that is being filled have by now."""
     total = 0
-    for path in directory.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except OSError:
-            continue
+    # os.walk passes over directories that go meanwhile; Path.rglob does not.
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += Path(parent, name).lstat().st_size
     return total
