@@ -86,7 +86,7 @@ def is_ready_to_race(real: RealCluster, name: str) -> bool:
     return has_read and any(isinstance(e, FenceConnected) for e in events)
 
 
-@pytest.mark.parametrize("attempt", [1, 2, 3])
+@pytest.mark.parametrize("attempt", [1, 2])
 async def test_one_node_makes_the_cluster_when_three_race_from_empty_directories(attempt: int) -> None:
     """All wait for etcd and are let go at the same instant: one claim, one initdb, one holder of the key."""
     names = ("n1", "n2", "n3")
@@ -151,7 +151,7 @@ async def test_lagging_replica_does_not_lead_when_nobody_else_is_left(real: Real
         ahead.crash()
         since_ms = now_ms()
         old.crash()
-        await until(lambda: now_ms() > since_ms + 3 * TTL_S * 1000)
+        await until(lambda: now_ms() > since_ms + 2 * TTL_S * 1000)
         assert not has_received(real, behind.name, written)
         assert real.orders(Promote, since_ms=since_ms) == []
         assert await read_key(real, "leader") is None
@@ -175,7 +175,7 @@ async def test_replica_on_an_old_timeline_does_not_lead_when_nobody_else_is_left
     since_ms = now_ms()
     away.bring_back()
     await until(lambda: bool(processes.server_of(away.data_dir)))
-    await until(lambda: now_ms() > since_ms + 3 * TTL_S * 1000)
+    await until(lambda: now_ms() > since_ms + 2 * TTL_S * 1000)
     assert real.orders(Promote, since_ms=since_ms) == []
     assert await read_key(real, "leader") is None
     second.bring_back()
@@ -198,7 +198,7 @@ async def test_node_with_nofailover_does_not_lead_when_nobody_else_is_left() -> 
         assert leader.name == "n1"
         since_ms = now_ms()
         leader.crash()
-        await until(lambda: now_ms() > since_ms + 3 * TTL_S * 1000)
+        await until(lambda: now_ms() > since_ms + 2 * TTL_S * 1000)
         assert real.orders(Promote, since_ms=since_ms) == []
         leader.bring_back()
         await real.settled()
