@@ -24,6 +24,7 @@ from api.tls import ApiTls, TlsSettings
 from effects.agent import Agent
 from effects.clone import basebackup_arguments
 from effects.config_desk import ConfigDesk
+from effects.bootstrap_values import IgnoredValues
 from effects.errors import ConfigError, MatriarchError
 from effects.etcd import EtcdClient
 from effects.etcd_access import etcd_client
@@ -41,7 +42,7 @@ from effects.server_settings import Login, ServerSettings
 from effects.settings_preflight import find_bin_dir
 from effects.settings_types import Credentials, Settings
 from effects.sources import EtcdSource, FenceSource, ProbeSource
-from fsm.dynamic import parse_dynamic
+from fsm.dynamic import Dynamic, parse_dynamic
 from fsm.events import Identity
 from fsm.timing import watch_progress_every_ms
 
@@ -92,7 +93,8 @@ def server_settings_of(settings: Settings, run_as: RunAs | None) -> ServerSettin
         replication=_login(authentication.replication),
         rewind=_login(authentication.rewind),
         parameters=dict(postgresql.parameters),
-        pg_hba=postgresql.pg_hba or settings.bootstrap.pg_hba,
+        pg_hba=postgresql.pg_hba,
+        first_pg_hba=settings.bootstrap.pg_hba,
         pg_ident=postgresql.pg_ident,
         initdb_options=settings.bootstrap.initdb,
         basebackup_options=basebackup_arguments(postgresql.method_options.get("basebackup")),
@@ -166,9 +168,9 @@ async def run_node(settings: Settings, run_as: RunAs | None, reread: Callable[[]
         settings, reread or (lambda: settings), identity_of, lambda found: server_settings_of(found, run_as)
     )
     reader.serve(access=access, tls=api_tls, peers=peers)
-    source = EtcdSource(
-        etcd, prefix_of(settings.namespace, settings.scope), agent.report, partial(_watch_progress, agent)
-    )
+    prefix = prefix_of(settings.namespace, settings.scope)
+    ignored = IgnoredValues(settings.bootstrap.dcs)
+    source = EtcdSource(etcd, prefix, agent.report, partial(_watch_progress, agent), ignored.tell)
     configs = ConfigDesk(lambda: (source.config, source.config_revision))
     try:
         async with anyio.create_task_group() as tasks:
@@ -208,10 +210,10 @@ async def _run_agent(
     )
     first_config = first_config_of(settings)
 
-    def parameters() -> dict[str, str]:
-        return dict(parse_dynamic(source.config or first_config).parameters)
+    def dynamic() -> Dynamic:
+        return parse_dynamic(source.config or first_config)
 
-    server = Server(server_settings, fence, parameters, agent.note_progress)
+    server = Server(server_settings, fence, dynamic, agent.note_progress)
     reader.serve(server=(server, server_settings))
     prober = Prober(server_settings)
     lanes = [

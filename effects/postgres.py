@@ -188,6 +188,11 @@ class PostgresServer:
         await to_thread.run_sync(write_server_files, self.settings, parameters, upstream)
         self._signal(signal.SIGHUP)
 
+    def client_rules(self) -> str | None:
+        """The text of pg_hba.conf as it is; None if there is none."""
+        path = self.settings.data_dir / "pg_hba.conf"
+        return path.read_text(errors="replace") if path.exists() else None
+
     async def promote(self) -> None:
         """Asks the running standby to promote itself; returns before it has. Nothing happens on a primary.
 

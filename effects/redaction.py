@@ -31,7 +31,7 @@ def redacted_config(text: str) -> str:
     try:
         return compact(_cleaned(msgspec.json.decode(text)))
     except msgspec.DecodeError:
-        return "{}"  # nobody can say what is in it
+        return "null"  # nobody can say what is in it, and it is no configuration either
 
 
 def shown_value(path: str, value: Any) -> str | None:

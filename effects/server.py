@@ -11,30 +11,41 @@ from effects.clock import wall_time
 from effects.clone import CloneProgress, clone
 from effects.errors import FenceUnavailable, PostgresError
 from effects.lanes import Lane, Report
+from effects.parameters import HBA, ParameterCheck, Usable
 from effects.postgres import PostgresServer
-from effects.processes import kill_server
+from effects.processes import kill_server, running_postmaster
 from effects.rewind import RewindProgress, rewind
 from effects.server_settings import ServerSettings
 from effects.sources import FenceSource
 from effects.timelines import read_leader_history
 from effects.waiting import end_stale_senders, put_names_in_force, read_mark, write_names
 from fsm import effects as do
-from fsm.events import AnyResult, DirectoryRead, Done, FenceArmed, HistoryRead, ServerStarted, SyncMarked
+from fsm.dynamic import Dynamic
+from fsm.events import (
+    AnyResult,
+    DirectoryRead,
+    Done,
+    FenceArmed,
+    HistoryRead,
+    ParametersApplied,
+    ServerStarted,
+    SyncMarked,
+)
 
-Parameters = Callable[[], dict[str, str]]
 logger = logging.getLogger(__name__)
 
 OnProgress = Callable[[Progress | None], None]
 
 
 class Server:
-    """One server, its fence and its directory; `parameters` gives the cluster's dynamic ones as they are now."""
+    """One server, its fence and its directory; `dynamic` gives the cluster's configuration as it is now."""
 
     def __init__(
-        self, settings: ServerSettings, fence: FenceSource, parameters: Parameters, on_progress: OnProgress
+        self, settings: ServerSettings, fence: FenceSource, dynamic: Callable[[], Dynamic], on_progress: OnProgress
     ) -> None:
-        self._settings, self._fence, self._parameters = settings, fence, parameters
+        self._settings, self._fence, self._dynamic = settings, fence, dynamic
         self._on_progress = on_progress
+        self._check = ParameterCheck()
 
     def lanes(self, report: Report) -> list[Lane]:
         """Four lanes: the fence waits for nothing, nor do names that clients wait for; the server not for SQL."""
@@ -59,6 +70,7 @@ class Server:
                     do.StartStandby: self.start_standby,
                     do.Follow: self.follow,
                     do.ReloadServer: self.reload,
+                    do.ApplyParameters: self.apply_parameters,
                     do.Promote: self.promote,
                     do.ClearDataDirectory: self.clear_directory,
                     do.Clone: self.clone,
@@ -90,6 +102,11 @@ class Server:
     @property
     def _server(self) -> PostgresServer:
         return PostgresServer(self._settings, self._fence.link)
+
+    async def _usable(self) -> tuple[PostgresServer, Usable]:
+        """The server, and the configuration that it can run with as things are now."""
+        usable = await self._check.usable(self._settings, self._dynamic())
+        return PostgresServer(usable.settings, self._fence.link), usable
 
     # ---- fence ------------------------------------------------------------------------------------------------------
 
@@ -132,29 +149,44 @@ class Server:
 
     async def start_primary(self, effect: do.StartPrimary) -> AnyResult:
         """A server that will accept writes until its deadline."""
+        server, usable = await self._usable()
         await to_thread.run_sync(write_names, self._settings, effect.names.text if effect.names is not None else None)
-        pid = await self._server.start("primary", None, self._parameters(), armed_until_ms=effect.armed_until_ms)
+        pid = await server.start("primary", None, usable.parameters, armed_until_ms=effect.armed_until_ms)
         return ServerStarted(pid=pid)
 
     async def start_standby(self, effect: do.StartStandby) -> AnyResult:
         """A server in recovery, where no commit waits for anybody."""
+        server, usable = await self._usable()
         await to_thread.run_sync(write_names, self._settings, None)
-        pid = await self._server.start("standby", effect.upstream, self._parameters(), armed_until_ms=None)
+        pid = await server.start("standby", effect.upstream, usable.parameters, armed_until_ms=None)
         return ServerStarted(pid=pid)
 
     async def follow(self, effect: do.Follow) -> AnyResult:
         """Another upstream."""
-        await self._server.follow(effect.upstream, self._parameters())
+        server, usable = await self._usable()
+        await server.follow(effect.upstream, usable.parameters)
         return Done()
 
     async def reload(self, effect: do.ReloadServer) -> AnyResult:
         """Files written anew from the newest settings, and read by the server."""
-        await self._server.follow(effect.upstream, self._parameters())
+        server, usable = await self._usable()
+        await server.follow(effect.upstream, usable.parameters)
         return Done()
 
     def take_settings(self, settings: ServerSettings) -> None:
         """Use these from now on: after the node's own settings were read again."""
         self._settings = settings
+
+    async def apply_parameters(self, effect: do.ApplyParameters) -> AnyResult:
+        """The running server told of the configuration as it is now, less what PostgreSQL would refuse."""
+        if running_postmaster(self._settings.data_dir) != effect.pid:
+            raise PostgresError(f"the server with pid {effect.pid} does not run any more")
+        server, usable = await self._usable()
+        before = server.client_rules()
+        await server.follow(effect.upstream, usable.parameters)
+        bad_rules = await self._check.keep_good_rules(usable.settings, before)
+        refused = usable.refused | ({HBA: bad_rules} if bad_rules else {})
+        return ParametersApplied(pid=effect.pid, config_revision=effect.config_revision, refused=refused)
 
     async def promote(self, effect: do.Promote) -> AnyResult:
         """A promotion under way; the next probe tells when it is done."""
@@ -178,13 +210,14 @@ class Server:
 
     async def rewind(self, effect: do.Rewind) -> AnyResult:
         """A data directory on the upstream's timeline."""
+        _, usable = await self._usable()
         try:
             await rewind(
-                self._settings,
+                usable.settings,
                 effect.upstream,
                 effect.timeline,
                 self._rewound,
-                parameters=self._parameters(),
+                parameters=usable.parameters,
                 timeout_ms=effect.timeout_ms,
             )
         finally:

@@ -38,6 +38,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     parameters: dict[str, str] = {}
     """This node's own parameters, above the cluster's. Source: Patroni, postgresql.parameters."""
     pg_hba: tuple[str, ...] = ()
+    first_pg_hba: tuple[str, ...] = ()
+    """What counts where neither this node nor the cluster says anything. Source: Patroni, bootstrap.pg_hba."""
     pg_ident: tuple[str, ...] = ()
     initdb_options: tuple[str, ...] = ()
     """Further words for initdb, such as "--locale=de_DE.UTF-8"."""

@@ -1,6 +1,7 @@
 """Where events come from by themselves: the etcd watch, the server's probes, the fence's notices."""
 
 import contextlib
+import logging
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from effects.keys import as_change
 from effects.lanes import Report
 from effects.probe import Prober
 from effects.redaction import without_secrets
+from fsm.dynamic import is_configuration
 from fsm.events import (
     ClusterRead,
     EtcdLost,
@@ -35,13 +37,23 @@ RETRY_FIRST_S = 0.1
 RETRY_MOST_S = 2.0
 PROBE_TIMEOUT_MS = 2_500
 
+logger = logging.getLogger(__name__)
+
 
 class EtcdSource:
     """Reads the cluster's keys and then hears of every change; begins anew whenever the watch breaks."""
 
-    def __init__(self, client: EtcdClient, prefix: str, report: Report, progress_every_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        client: EtcdClient,
+        prefix: str,
+        report: Report,
+        progress_every_ms: Callable[[], int],
+        on_config: Callable[[str | None], None] = lambda _: None,
+    ) -> None:
+        """on_config: called with the text of the `config` key, secrets and all, whenever it was read or changed."""
         self._client, self._prefix, self._report = client, prefix, report
-        self._progress_every_ms = progress_every_ms
+        self._progress_every_ms, self._on_config = progress_every_ms, on_config
         self.config: str | None = None
         """The dynamic configuration as it stands in etcd, secrets and all; never in an event."""
         self.config_revision = 0
@@ -82,8 +94,16 @@ class EtcdSource:
     def _heard(self, change: KeyChange) -> KeyChange:
         """The change as it may be logged; the configuration itself is kept for those who must write it."""
         if change.key == "config":
-            self.config, self.config_revision = change.value, change.mod_revision
+            self.config_revision = change.mod_revision
+            self._take_config(change.value)
         return without_secrets(change)
+
+    def _take_config(self, text: str | None) -> None:
+        if text is None or is_configuration(text):
+            self.config = text
+            self._on_config(text)
+        else:
+            logger.error("the config key in etcd holds no JSON object; what was in force before stays in force")
 
     def _as_fact(self, change: WatchedChange) -> KeyChange:
         return KeyChange(

@@ -9,6 +9,7 @@ from fsm.events import (
     DirectoryRead,
     EtcdLost,
     Failed,
+    ParametersApplied,
     ReinitAsked,
     ReloadAsked,
     RestartAsked,
@@ -20,6 +21,7 @@ from fsm.events import (
     SwitchoverCancelAsked,
     Unknown,
 )
+from fsm.facts import ParameterChange, Probe
 from fsm.machine import Decision
 from fsm.table import TABLE
 from fsm.view import View
@@ -66,6 +68,7 @@ def lines(before: View, decision: Decision, event: object) -> Iterator[Line]:
         case Unknown():
             yield from _failure_lines(view, event.duty, "unknown outcome", event.detail)
     yield from _request_lines(before, view, event)
+    yield from _configuration_lines(before, event)
     if decision.rule is not None:
         yield logging.INFO, f"{decision.rule} {decision.before} -> {decision.after}: {BECAUSE[decision.rule]}"
 
@@ -105,6 +108,35 @@ def _is_news(before: View, event: ServerProbed) -> bool:
     """True for a server's first answer, and for one from the other side of recovery."""
     known = before.server.probe
     return known is None or known.in_recovery != event.probe.in_recovery
+
+
+def _configuration_lines(before: View, event: object) -> Iterator[Line]:
+    """What became of a change of the configuration."""
+    match event:
+        case ServerProbed() if event.probe.pending_restart_reason != _pending_restart(before):
+            yield _pending_line(event.probe)
+        case Succeeded(result=ParametersApplied(refused=refused)):
+            yield from _applied_lines(before, refused)
+
+
+def _pending_restart(view: View) -> dict[str, ParameterChange]:
+    return view.server.probe.pending_restart_reason if view.server.probe else {}
+
+
+def _pending_line(probe: Probe) -> Line:
+    waiting = probe.pending_restart_reason
+    if not waiting:
+        return logging.INFO, "no parameter waits for a restart any more"
+    changes = ", ".join(f"{name} from {c.old_value} to {c.new_value}" for name, c in waiting.items())
+    return logging.INFO, f"a restart of the server is needed to change {changes}"
+
+
+def _applied_lines(before: View, refused: dict[str, str]) -> Iterator[Line]:
+    yield logging.INFO, "the server was told the configuration"
+    told = before.server.refused_parameters
+    for name, reason in refused.items():
+        if told.get(name) != reason:
+            yield logging.WARNING, f"{name} is left out of the server's configuration: {reason}"
 
 
 def _exit_line(event: ServerExited) -> Line:

@@ -56,6 +56,17 @@ def _mapping(text: str | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def is_configuration(text: str) -> bool:
+    """True when the text of the `config` key is one; what is in force stays in force while it is none.
+
+    Source: Patroni, which keeps its configuration when the key cannot be read.
+    """
+    try:
+        return isinstance(msgspec.json.decode(text), dict)
+    except msgspec.DecodeError:
+        return False
+
+
 def as_bool(value: object, default: bool) -> bool:
     """A boolean in any of Patroni's spellings, or the default."""
     word = str(value).strip().lower()

@@ -240,6 +240,19 @@ class ReloadServer(Effect, frozen=True, kw_only=True):
     upstream: Upstream | None = None
 
 
+class ApplyParameters(Effect, frozen=True, kw_only=True):
+    """Write the configuration files anew, with the dynamic configuration as it now is, for the running server to read.
+
+    `upstream`: where the standby streams from at present, which does not change. `config_revision`: what it is applied
+    for; the executor takes the newest that it knows, which holds the secrets that no effect holds.
+    """
+
+    resource: ClassVar[Resource] = "server"
+    pid: int
+    config_revision: int
+    upstream: Upstream | None = None
+
+
 class Promote(Effect, frozen=True, kw_only=True):
     """Promote the running standby."""
 
@@ -384,6 +397,7 @@ AnyEffect = (
     | StartStandby
     | Follow
     | ReloadServer
+    | ApplyParameters
     | Promote
     | ClearDataDirectory
     | Clone

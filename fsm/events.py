@@ -252,6 +252,14 @@ class ServerStarted(Result, frozen=True, kw_only=True):
     pid: int
 
 
+class ParametersApplied(Result, frozen=True, kw_only=True):
+    """The running server was told the configuration. `refused`: what was left out of it, each with the reason."""
+
+    pid: int
+    config_revision: int
+    refused: dict[str, str] = field(default_factory=dict)
+
+
 class DirectoryRead(Result, frozen=True, kw_only=True):
     """What the data directory holds."""
 
@@ -294,6 +302,7 @@ AnyResult = (
     | KeyWritten
     | FenceArmed
     | ServerStarted
+    | ParametersApplied
     | DirectoryRead
     | SyncMarked
     | HistoryRead

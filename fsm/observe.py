@@ -5,7 +5,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from fsm.dynamic import parse_dynamic
+from fsm.dynamic import is_configuration, parse_dynamic
 from fsm.effects import Effect, SetSyncNames, StartPrimary
 from fsm.events import (
     AgentStarted,
@@ -25,6 +25,7 @@ from fsm.events import (
     KeysChanged,
     KeyWritten,
     LeaseHeld,
+    ParametersApplied,
     PeersHeard,
     ReinitAsked,
     ReloadAsked,
@@ -199,6 +200,8 @@ def _with_meaning(view: View, change: KeyChange) -> View:
             # Whoever leads has the data that all others copy: what was asked before is void.
             return _without_reinit(view) if view.name and change.value == view.name else view
         case "config":
+            if change.value is not None and not is_configuration(change.value):
+                return view
             # Before the cluster has a configuration, this node's own first one is the best guess.
             first = view.identity.first_config if view.identity else None
             return replace(view, dynamic=parse_dynamic(change.value or first))
@@ -467,6 +470,13 @@ def _server_started(view: View, event: Succeeded, result: ServerStarted) -> View
     return _with_postmaster(view, result.pid, is_standby=event.duty != "start-primary")
 
 
+def _parameters_applied(view: View, event: Succeeded, result: ParametersApplied) -> View:
+    if result.pid != view.server.pid:
+        return view  # another postmaster runs by now, and is told anew
+    server = replace(view.server, config_revision=result.config_revision, refused_parameters=result.refused)
+    return replace(view, server=server)
+
+
 def _directory_read(view: View, event: Succeeded, result: DirectoryRead) -> View:
     return replace(view, directory=result.directory) if view.server.process == "absent" else view
 
@@ -498,6 +508,7 @@ _RESULTS: dict[type, Callable[[View, Succeeded, Any], View]] = {
     KeyWritten: _key_written,
     FenceArmed: _fence_armed,
     ServerStarted: _server_started,
+    ParametersApplied: _parameters_applied,
     DirectoryRead: _directory_read,
     SyncMarked: _sync_marked,
     HistoryRead: _history_read,

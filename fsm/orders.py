@@ -254,6 +254,20 @@ def follow(view: View) -> do.Follow:
     return do.Follow(timeout_ms=SERVER_TIMEOUT_MS, upstream=wanted_upstream(view))
 
 
+def apply_parameters(view: View) -> do.ApplyParameters:
+    """The configuration that is now in etcd, to the running server, which goes on streaming from where it does."""
+    key, probe = view.keys.get("config"), view.server.probe
+    upstream = None
+    if probe is not None and probe.in_recovery and probe.upstream_host and probe.upstream_port:
+        upstream = Upstream(name=probe.upstream_host, host=probe.upstream_host, port=probe.upstream_port)
+    return do.ApplyParameters(
+        timeout_ms=SERVER_TIMEOUT_MS,
+        pid=view.server.pid or 0,
+        config_revision=key.mod_revision if key else 0,
+        upstream=upstream,
+    )
+
+
 def promote(view: View) -> do.Promote:
     """The running standby, to primary."""
     return do.Promote(timeout_ms=SERVER_TIMEOUT_MS, valid_until_ms=view.writable_until_ms)

@@ -63,6 +63,8 @@ def member_fields(view: View) -> dict[str, Any]:
         fields["checkpoint_after_promote"] = False
     if view.identity.tags:
         fields["tags"] = dict(view.identity.tags)
+    if view.server.probe and view.server.probe.pending_restart:
+        fields |= {"pending_restart": True, "pending_restart_reason": pending_restart_reason(view)}
     if view.scheduled_restart is not None:
         started_at = view.scheduled_restart.postmaster_started_at
         fields["scheduled_restart"] = scheduled_restart_fields(view) | {"postmaster_start_time": started_at}
@@ -72,6 +74,12 @@ def member_fields(view: View) -> dict[str, Any]:
 def scheduled_restart_fields(view: View) -> dict[str, Any]:
     """The scheduled restart as it was asked for; empty if there is none."""
     return dict(view.scheduled_restart.wish.conditions) if view.scheduled_restart is not None else {}
+
+
+def pending_restart_reason(view: View) -> dict[str, dict[str, str]]:
+    """What each parameter that waits for a restart is and will be. Source: Patroni, `pending_restart_reason`."""
+    reasons = view.server.probe.pending_restart_reason if view.server.probe else {}
+    return {name: {"old_value": r.old_value, "new_value": r.new_value} for name, r in reasons.items()}
 
 
 def _has_yet_to_checkpoint(view: View) -> bool:
@@ -162,8 +170,12 @@ def history_rows(view: View) -> list[list[Any]]:
     if read is None:
         return rows
     known = {row[0] for row in rows if row}
-    new = [s for s in read.history.switches if s.timeline not in known]
-    return [*rows, *([s.timeline, s.lsn, s.reason, read.wall, view.name] for s in new)]
+    most = view.dynamic.max_timelines_history
+    # Rows that were dropped for their age are older than those that are left, and do not come back.
+    oldest = min((timeline for timeline in known if isinstance(timeline, int)), default=0) if most else 0
+    new = [s for s in read.history.switches if s.timeline not in known and s.timeline > oldest]
+    all_rows = [*rows, *([s.timeline, s.lsn, s.reason, read.wall, view.name] for s in new)]
+    return all_rows[-most:]  # the last 0 are all of them
 
 
 def is_history_outdated(view: View) -> bool:

@@ -15,7 +15,13 @@ from fsm.dynamic import as_bool
 from fsm.events import FailsafeAsked
 from fsm.facts import Probe
 from fsm.guards import handover_targets, is_leader_key_named_for_us, is_primary_running
-from fsm.publish import is_rebuilding, postgres_role, postgres_state, scheduled_restart_fields
+from fsm.publish import (
+    is_rebuilding,
+    pending_restart_reason,
+    postgres_role,
+    postgres_state,
+    scheduled_restart_fields,
+)
 from fsm.rebuilding import rebuilding_fields
 from fsm.states import State
 from fsm.view import View
@@ -255,6 +261,7 @@ def status_fields(
         "tags": shown_tags(view) or None,
         "database_system_identifier": view.system_id or None,
         "pending_restart": bool(probe and probe.pending_restart) or None,
+        "pending_restart_reason": pending_restart_reason(view) or None,
         "scheduled_restart": scheduled_restart_fields(view) or None,
         "patroni": _software(view),
         "matriarch": _ours(view, is_log_degraded, progress),
@@ -315,6 +322,7 @@ def _ours(view: View, is_log_degraded: bool, progress: dict[str, Any] | None) ->
         "log_degraded": is_log_degraded or None,
         "rebuilding": rebuilding_fields(view),
         "progress": progress,
+        "refused_parameters": dict(view.server.refused_parameters) or None,
     }
     return {key: value for key, value in fields.items() if value is not None}
 

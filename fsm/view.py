@@ -64,6 +64,10 @@ class Server(Fact, frozen=True, kw_only=True):
     exited_pid: int | None = None
     exited_at_ms: int | None = None
     failed_starts: int = 0
+    config_revision: int | None = None
+    """The revision of the `config` key that this very postmaster was last told; None before it was told any."""
+    refused_parameters: dict[str, str] = field(default_factory=dict)
+    """What PostgreSQL would not have of the configuration, each with the reason; it runs without them."""
 
 
 class Underway(Fact, frozen=True, kw_only=True):

@@ -123,6 +123,7 @@ from fsm.guards.leading import (
     is_successor_question_due,
     is_successor_ready,
 )
+from fsm.guards.parameters import is_configuration_unapplied, is_server_settled
 from fsm.guards.server import (
     has_needless_fence_deadline,
     is_fence_armed,
@@ -191,6 +192,7 @@ __all__ = [
     "is_cluster_unclaimed",
     "is_cluster_unprepared",
     "is_config_change_asked",
+    "is_configuration_unapplied",
     "is_data_untouched",
     "is_directory_a_cluster",
     "is_directory_in_the_way",
@@ -255,6 +257,7 @@ __all__ = [
     "is_rivalled",
     "is_server_absent",
     "is_server_running",
+    "is_server_settled",
     "is_standby_running",
     "is_standing_in_vain",
     "is_start_allowed",

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from fsm import status
 from fsm.dynamic import Dynamic
 from fsm.events import FailsafeAsked
-from fsm.facts import Key
+from fsm.facts import Key, ParameterChange
 from fsm.states import State
 from fsm.status import ANY, AskedSwitchover, Wish
 from fsm.view import Etcd, Lease, Promise, View
@@ -275,15 +275,21 @@ def test_status_has_patronis_fields_in_order_when_everything_is_said() -> None:
         identity=identity("n2", nofailover=True),
     )
     view = with_key(view, "leader", Key(value=None, mod_revision=14))
-    view = with_server(view, probe=standby_probe(pending_restart=("max_connections",)))
+    change = ParameterChange(old_value="100", new_value="200")
+    probe = standby_probe(pending_restart=("max_connections",), pending_restart_reason={"max_connections": change})
+    view = with_server(view, probe=probe, refused_parameters={"wrok_mem": "unknown"})
     fields = fields_at(replace(view, last_rule="B1"), NOW_MS, is_log_degraded=True)
     assert list(fields) == [
         "state", "postmaster_start_time", "role", "server_version", "xlog", "sync_standby", "timeline",
         "replication_state", "pause", "cluster_unlocked", "failsafe_mode_is_active", "dcs_last_seen", "tags",
-        "database_system_identifier", "pending_restart", "patroni", "matriarch",
+        "database_system_identifier", "pending_restart", "pending_restart_reason", "patroni", "matriarch",
     ]  # fmt: skip
+    assert fields["pending_restart_reason"] == {"max_connections": {"old_value": "100", "new_value": "200"}}
     assert list(fields["xlog"]) == ["received_location", "replayed_location", "replayed_timestamp", "paused"]
-    assert fields["matriarch"] == {"state": "replica", "rule": "B1", "seq": 50, "log_degraded": True}
+    assert fields["matriarch"] == {
+        "state": "replica", "rule": "B1", "seq": 50, "log_degraded": True,
+        "refused_parameters": {"wrok_mem": "unknown"},
+    }  # fmt: skip
 
 
 def test_status_says_little_when_nothing_is_known() -> None:

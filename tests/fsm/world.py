@@ -379,7 +379,7 @@ class World:
                 return self._perform_directory(effect)
             case do.StartPrimary() | do.StartStandby():
                 return self._perform_start(effect)
-            case do.Follow() | do.ReloadServer() | do.Promote():
+            case do.Follow() | do.ReloadServer() | do.Promote() | do.ApplyParameters():
                 return self._perform_server(effect)
             case do.SetSyncNames() | do.ReleaseSyncNames() | do.ReadSyncMark():
                 return self._perform_waiting(effect)
@@ -533,7 +533,9 @@ class World:
             self.server.sync_names = ""
         return ev.Done()
 
-    def _perform_server(self, effect: do.Follow | do.ReloadServer | do.Promote) -> ev.Done:
+    def _perform_server(self, effect: do.Follow | do.ReloadServer | do.Promote | do.ApplyParameters) -> ev.AnyResult:
+        if isinstance(effect, do.ApplyParameters):
+            return ev.ParametersApplied(pid=effect.pid, config_revision=effect.config_revision)
         if isinstance(effect, do.Follow) and self.server:
             self.server.upstream = effect.upstream
         elif isinstance(effect, do.Promote) and self.server and self.server.in_recovery:

@@ -1,0 +1,111 @@
+"""The configuration that a server can run with: the cluster's and this node's own, less what PostgreSQL would refuse.
+
+Without this, one bad value in etcd would keep every server of the cluster from starting at the next failover.
+"""
+
+import logging
+from collections.abc import Mapping
+
+import msgspec
+from anyio import to_thread
+
+from effects.errors import MatriarchError
+from effects.files import write_atomically
+from effects.hba import hba_fault
+from effects.pgcheck import rejected_parameters, without_parameters
+from effects.pgconfig import parameters_in_effect
+from effects.redaction import is_secret_name
+from effects.server_settings import ServerSettings
+from effects.sql import local_connection
+from fsm.dynamic import Dynamic
+
+RESERVING = ("superuser_reserved_connections", "reserved_connections")
+HBA = "pg_hba"
+
+logger = logging.getLogger(__name__)
+
+
+class Usable(msgspec.Struct, frozen=True, kw_only=True):
+    """What the files may be written from, and what was left out, each with the reason."""
+
+    settings: ServerSettings
+    parameters: dict[str, object]
+    refused: dict[str, str]
+
+
+class ParameterCheck:
+    """Asks the server's own program, once for each configuration: a start after a crash has no time to ask again."""
+
+    def __init__(self) -> None:
+        self._checked: tuple[Mapping[str, str], dict[str, str]] | None = None
+        self._bad_rules: dict[tuple[str, ...], str] = {}
+
+    async def usable(self, settings: ServerSettings, dynamic: Dynamic) -> Usable:
+        """The settings with the cluster's rules for clients, and the dynamic parameters, without what is refused."""
+        settings, refused = self._with_rules(settings, dynamic)
+        bad = await self._refused_parameters(settings, dynamic)
+        settings, parameters = without_parameters(settings, dynamic.parameters, bad)
+        return Usable(settings=settings, parameters=parameters, refused=refused | bad)
+
+    def _with_rules(self, settings: ServerSettings, dynamic: Dynamic) -> tuple[ServerSettings, dict[str, str]]:
+        """This node's own rules win over the cluster's; bad ones are not written, so that those there stay in force."""
+        rules = settings.pg_hba or dynamic.pg_hba or settings.first_pg_hba
+        fault = self._bad_rules.get(rules) or hba_fault(rules)
+        settings = msgspec.structs.replace(
+            settings, pg_hba=() if fault else rules, pg_ident=settings.pg_ident or dynamic.pg_ident
+        )
+        return settings, {HBA: fault} if fault else {}
+
+    async def _refused_parameters(self, settings: ServerSettings, dynamic: Dynamic) -> dict[str, str]:
+        in_effect = parameters_in_effect(settings, dynamic.parameters)
+        if self._checked is None or self._checked[0] != in_effect:
+            try:
+                found = await rejected_parameters(settings, dynamic.parameters)
+            except (MatriarchError, OSError) as error:
+                logger.warning("the parameters could not be checked, and are used as they are: %s", error)
+                return {}
+            self._checked = (in_effect, _told(found | _reserving_too_many(in_effect)))
+        return self._checked[1]
+
+    async def keep_good_rules(self, settings: ServerSettings, before: str | None) -> str | None:
+        """Let the running server judge the pg_hba.conf that was just written; a bad one gives way to what was before.
+
+        before: the file's text before; None if there was none. Returns: what is wrong, None if nothing is.
+        Source: PostgreSQL, pg_hba_file_rules.
+        """
+        path = settings.data_dir / "pg_hba.conf"
+        if before is None or not settings.pg_hba or path.read_text() == before:
+            return None
+        try:
+            async with local_connection(settings, "-c statement_timeout=2s") as connection:
+                cursor = await connection.execute(
+                    "SELECT format('line %s: %s', line_number, error) FROM pg_hba_file_rules WHERE error IS NOT NULL"
+                )
+                row = await cursor.fetchone()
+        except MatriarchError as error:
+            logger.warning("the rules in pg_hba.conf could not be checked, and are used as they are: %s", error)
+            return None
+        if row is None:
+            return None
+        self._bad_rules = {settings.pg_hba: str(row[0])}
+        await to_thread.run_sync(write_atomically, path, before, settings.run_as)
+        return str(row[0])
+
+
+def _told(refused: dict[str, str]) -> dict[str, str]:
+    """The reasons as they may be logged: PostgreSQL repeats the value in most of them."""
+    return {name: "the value is not valid" if is_secret_name(name) else why for name, why in refused.items()}
+
+
+def _reserving_too_many(in_effect: Mapping[str, str]) -> dict[str, str]:
+    """Connections kept for superusers that would leave none for others: PostgreSQL refuses to start with them."""
+    reserved = {name: _whole(in_effect.get(name), default) for name, default in zip(RESERVING, (3, 0), strict=True)}
+    most = int(in_effect["max_connections"])
+    if sum(reserved.values()) < most:
+        return {}
+    reason = f"{' + '.join(reserved)} = {sum(reserved.values())}, allowed: less than max_connections, which is {most}"
+    return {name: reason for name in RESERVING if name in in_effect}
+
+
+def _whole(text: str | None, default: int) -> int:
+    return int(text) if text is not None and text.isdecimal() else default
