@@ -2,7 +2,11 @@
 
 from effects.etcd import EtcdClient
 from effects.etcd_types import EtcdTls
-from effects.settings_types import EtcdSettings
+from effects.keys import as_change, prefix_of
+from effects.settings_types import EtcdSettings, Settings
+from fsm.facts import KeyChange
+
+READ_TIMEOUT_MS = 5_000
 
 
 def etcd_tls(settings: EtcdSettings) -> EtcdTls | None:
@@ -20,3 +24,14 @@ def etcd_client(settings: EtcdSettings) -> EtcdClient:
         username=settings.username,
         password=settings.password.reveal() if settings.password else None,
     )
+
+
+async def read_keys(settings: Settings) -> tuple[int, tuple[KeyChange, ...]]:
+    """All keys of the settings' cluster and the revision at which they were so; secrets are not taken out.
+
+    Raises: EtcdUnavailable, EtcdRefused.
+    """
+    prefix = prefix_of(settings.namespace, settings.scope)
+    async with etcd_client(settings.etcd) as client:
+        read = await client.read_prefix(prefix, timeout_ms=READ_TIMEOUT_MS)
+    return read.revision, tuple(as_change(prefix, key) for key in read.keys)

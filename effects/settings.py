@@ -77,6 +77,16 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
         raise ConfigError([f"{path or 'environment'}: maps and lists are nested too deeply"]) from None
 
 
+def read_settings(path: Path | None, environ: Mapping[str, str]) -> tuple[Reading, Settings]:
+    """As `load`, and with the settings everything that was written and where. Raises: ConfigError."""
+    settings = load(path, environ)
+    findings = Findings()
+    reading = read_sources(path, environ, findings)
+    reading.read()
+    _check(reading)
+    return reading, settings
+
+
 def _load(path: Path | None, environ: Mapping[str, str], findings: Findings) -> Settings:
     reading = read_sources(path, environ, findings)
     reading.read()

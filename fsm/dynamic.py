@@ -5,6 +5,7 @@ from typing import Any, Literal
 import msgspec
 
 from fsm.facts import Fact
+from fsm.units import amount_in
 
 TRUE_WORDS = ("on", "true", "yes", "1")
 FALSE_WORDS = ("off", "false", "no", "0")
@@ -83,6 +84,12 @@ def as_int(value: object, default: int, least: int) -> int:
         return default
 
 
+def as_amount(value: object, unit: str, default: int, least: int) -> int:
+    """A size or a time, of at least `least`, or the default if it is none. Source: PostgreSQL's units."""
+    found = amount_in(value, unit)
+    return default if found is None else min(MOST, max(least, found))
+
+
 def _synchronous_mode(value: object) -> Literal["off", "on", "quorum"]:
     if str(value).strip().lower() == "quorum":
         return "quorum"
@@ -101,16 +108,16 @@ def parse_dynamic(text: str | None) -> Dynamic:
     stop_timeout = found.get("primary_stop_timeout", found.get("master_stop_timeout"))
     default = Dynamic()
     return Dynamic(
-        ttl_s=min(TTL_MAX_S, as_int(found.get("ttl"), default.ttl_s, TTL_MIN_S)),
-        loop_wait_s=as_int(found.get("loop_wait"), default.loop_wait_s, 1),
-        retry_timeout_s=as_int(found.get("retry_timeout"), default.retry_timeout_s, 1),
-        maximum_lag_on_failover_bytes=as_int(
-            found.get("maximum_lag_on_failover"), default.maximum_lag_on_failover_bytes, 0
+        ttl_s=min(TTL_MAX_S, as_amount(found.get("ttl"), "s", default.ttl_s, TTL_MIN_S)),
+        loop_wait_s=as_amount(found.get("loop_wait"), "s", default.loop_wait_s, 1),
+        retry_timeout_s=as_amount(found.get("retry_timeout"), "s", default.retry_timeout_s, 1),
+        maximum_lag_on_failover_bytes=as_amount(
+            found.get("maximum_lag_on_failover"), "B", default.maximum_lag_on_failover_bytes, 0
         ),
-        primary_start_timeout_s=as_int(start_timeout, default.primary_start_timeout_s, 0),
-        primary_stop_timeout_s=as_int(stop_timeout, default.primary_stop_timeout_s, 0),
-        maximum_lag_on_syncnode_bytes=as_int(
-            found.get("maximum_lag_on_syncnode"), default.maximum_lag_on_syncnode_bytes, -1
+        primary_start_timeout_s=as_amount(start_timeout, "s", default.primary_start_timeout_s, 0),
+        primary_stop_timeout_s=as_amount(stop_timeout, "s", default.primary_stop_timeout_s, 0),
+        maximum_lag_on_syncnode_bytes=as_amount(
+            found.get("maximum_lag_on_syncnode"), "B", default.maximum_lag_on_syncnode_bytes, -1
         ),
         max_timelines_history=as_int(found.get("max_timelines_history"), default.max_timelines_history, 0),
         synchronous_mode=_synchronous_mode(found.get("synchronous_mode")),

@@ -5,7 +5,22 @@ import re
 _SIZES_KB = {"B": 1 / 1024, "kB": 1, "MB": 1 << 10, "GB": 1 << 20, "TB": 1 << 30}
 _TIMES_MS = {"us": 1 / 1000, "ms": 1, "s": 1_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
 _AMOUNT = re.compile(r"\s*(\d{1,15})\s*([A-Za-z]*)\s*")
+_DECIMAL = re.compile(r"\s*([+-]?\d{1,15}(?:\.\d{1,6})?)\s*([A-Za-z]*)\s*")
 _UNIT = re.compile(r"(\d*)([A-Za-z]+)")
+
+
+def amount_in(value: object, unit: str) -> int | None:
+    """A whole amount of size or time in `unit`, whatever unit it was written in; None if it is no such amount.
+
+    Args:
+        value: such as 30, "30", "30s", "1min", "0.5h".
+        unit: what a number alone counts in, and what is returned: "s", "B" and so on.
+    """
+    found = _DECIMAL.fullmatch(str(value))
+    scale = next(table for table in (_SIZES_KB, _TIMES_MS) if unit in table)
+    if found is None or isinstance(value, bool) or (found[2] and found[2] not in scale):
+        return None
+    return round(float(found[1]) * scale[found[2] or unit] / scale[unit])
 
 
 def shown_setting(value: str, unit: str) -> str:

@@ -19,12 +19,17 @@ COMMANDS = {
     "list": ("api.cli.members", "Show the cluster's members."),
     "topology": ("api.cli.members", "Show the members as a tree."),
     "reinit": ("api.cli.reinit", "Replace the data of nodes by a new base backup, and watch it."),
+    "show-config": ("api.cli.configuration", "Show the cluster's configuration, or every setting in force."),
     "log": ("api.cli.logs", "Show the transition log, one line an entry."),
     "replay": ("api.cli.replays", "Decide a recorded log again and compare."),
     "fsm": ("api.cli.machine", "Draw the state machine."),
     "completion": ("api.cli.completion", "Print the completion script of a shell."),
     "version": ("api.cli.versions", "Print the version."),
 }
+
+
+FUNCTIONS = {"list": "list_members", "show-config": "show_config"}
+"""The functions of commands that are not called as the command is."""
 
 
 class LazyGroup(click.Group):
@@ -39,7 +44,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = import_module(COMMANDS[cmd_name][0])
-        command: click.Command = getattr(module, cmd_name if cmd_name != "list" else "list_members")
+        command: click.Command = getattr(module, FUNCTIONS.get(cmd_name, cmd_name))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
