@@ -31,7 +31,7 @@ from effects.settings_values import (
     size_bytes,
     switch_or,
     text,
-    text_or_list,
+    text_or_fields,
     url,
     whole,
 )
@@ -58,7 +58,7 @@ class Row(Struct, frozen=True):
 LEVELS = ("CRITICAL", "FATAL", "ERROR", "WARNING", "WARN", "INFO", "DEBUG", "NOTSET")
 CALLBACKS = ("on_start", "on_stop", "on_restart", "on_reload", "on_role_change")
 PROGRAMS = ("pg_ctl", "initdb", "pg_controldata", "pg_basebackup", "postgres", "pg_isready", "pg_rewind")
-LOG_NO_EFFECT = "the log has no queue and no routine lines here"
+LOG_NO_EFFECT = "the log has no routine lines and no tracebacks here"
 THREADS = "there are no threads to size here"
 
 _CREDENTIALS: dict[str, Reader] = {
@@ -207,10 +207,10 @@ _LOG = (
     Row("log.type", choice("plain", "json"), "LOG_TYPE", "plain"),
     Row("log.level", choice(*LEVELS), "LOG_LEVEL", "INFO"),
     Row("log.traceback_level", choice(*LEVELS), "LOG_TRACEBACK_LEVEL", no_effect=LOG_NO_EFFECT),
-    Row("log.format", text_or_list, "LOG_FORMAT"),
+    Row("log.format", text_or_fields, "LOG_FORMAT"),
     Row("log.dateformat", text, "LOG_DATEFORMAT"),
     Row("log.static_fields", map_of(single), "LOG_STATIC_FIELDS", {}),
-    Row("log.max_queue_size", whole(0), "LOG_MAX_QUEUE_SIZE", no_effect=LOG_NO_EFFECT),
+    Row("log.max_queue_size", whole(0), "LOG_MAX_QUEUE_SIZE", 1000),
     Row("log.dir", path, "LOG_DIR"),
     Row("log.mode", octal_mode, "LOG_MODE"),
     Row("log.file_num", whole(0), "LOG_FILE_NUM", 4),

@@ -166,9 +166,11 @@ class LogSettings(Struct, frozen=True, kw_only=True):
 
     type: str = "plain"
     level: str = "INFO"
-    format: str | tuple[str, ...] | None = None
+    format: str | tuple[tuple[str, str], ...] | None = None
+    """One text, or for JSON the fields of a record, each with the name that it is given."""
     dateformat: str | None = None
     static_fields: dict[str, Any] = {}
+    max_queue_size: int = 1000
     dir: Path | None = None
     mode: int | None = None
     file_num: int = 4

@@ -373,8 +373,15 @@ def raw_map(node: Node) -> Any:
     return node.plain()
 
 
-def text_or_list(node: Node) -> str | tuple[str, ...]:
-    """Returns one text, or a tuple of them for a list. Source: Patroni `log.format`."""
-    if isinstance(node.value, list):
-        return tuple(child.text for child in node.value)
-    return text(node)
+def text_or_fields(node: Node) -> str | tuple[tuple[str, str], ...]:
+    """Returns one text, or for a list the fields in it, each with the name that it is given.
+
+    Source: Patroni `log.format`: a list of names and of maps such as `asctime: "@timestamp"`.
+    """
+    if not isinstance(node.value, list):
+        return text(node)
+    found: list[tuple[str, str]] = []
+    for child in node.value:
+        entries = child.value.items() if isinstance(child.value, dict) else [(text(child), child)]
+        found += [(name, text(shown)) for name, shown in entries]
+    return tuple(found)

@@ -2,19 +2,17 @@
 
 import logging
 import os
-import sys
 from functools import partial
 from pathlib import Path
 
 import anyio
 import click
 
+from effects.console import set_up_console
 from effects.errors import ConfigError
 from effects.programs import RunAs
 from effects.settings import load, preflight
 from effects.settings_types import Settings
-
-NOISY_LOGGERS = ("httpx", "httpcore", "asyncio", "uvicorn", "grpc", "transitions")
 
 
 @click.command()
@@ -27,7 +25,7 @@ def run(config: Path | None, check: bool) -> int:
     killed leaves its server to the fence, which holds it to the lease's deadline; a new agent takes both up again.
     """
     settings = load(config, os.environ)
-    set_up_logging(settings)
+    set_up_console(settings.log)
     for warning in settings.warnings:
         logging.getLogger("matriarch").warning("%s", warning)
     run_as = user_to_run_as(settings)
@@ -60,14 +58,3 @@ def user_to_run_as(settings: Settings) -> RunAs | None:
     except KeyError:
         raise ConfigError([f"matriarch.run_as: this machine has no user {settings.run_as!r}; create it"]) from None
     return RunAs(name=found.pw_name, uid=found.pw_uid, gid=found.pw_gid, home=found.pw_dir)
-
-
-def set_up_logging(settings: Settings) -> None:
-    """The readable log, on stderr; the level starts at column 24, as tools that read Patroni's log expect."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=settings.log.level,
-        format="%(asctime)s %(levelname)s: %(message)s",
-    )
-    for name in NOISY_LOGGERS:
-        logging.getLogger(name).setLevel(logging.WARNING)
