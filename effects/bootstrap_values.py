@@ -1,4 +1,4 @@
-"""Tells which values of `bootstrap.dcs` have no effect, because the cluster's configuration in etcd says otherwise."""
+"""Tells which settings have no effect: of `bootstrap.dcs` what etcd says otherwise, in etcd what is not built yet."""
 
 import json
 import logging
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from effects.redaction import HIDDEN, is_secret_name
+from effects.settings_unbuilt import unbuilt_in
 from fsm.wire import json_object
 
 LENGTH_MAX = 60
@@ -18,12 +19,13 @@ class IgnoredValues:
 
     def __init__(self, first: Mapping[str, Any]) -> None:
         self._first = dict(first)
-        self._told = ""
+        self._told = self._told_unbuilt = ""
 
     def tell(self, config: str | None) -> None:
         """Logs one line when there is something to tell that was not told before. config: the text in etcd."""
         if config is None:
             return
+        self._tell_unbuilt(config)
         line = "; ".join(differences(self._first, json_object(config)))
         if line != self._told and line:
             logger.info(
@@ -32,6 +34,12 @@ class IgnoredValues:
                 line,
             )
         self._told = line
+
+    def _tell_unbuilt(self, config: str) -> None:
+        line = "; ".join(unbuilt_in(json_object(config)))
+        if line != self._told_unbuilt and line:
+            logger.warning("settings in etcd that have no effect here yet: %s", line)
+        self._told_unbuilt = line
 
 
 def differences(first: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -35,6 +35,7 @@ from effects.settings_types import (
     Settings,
     WatchdogSettings,
 )
+from effects.settings_unbuilt import warn_unbuilt
 from effects.settings_values import Address
 
 __all__ = [
@@ -110,6 +111,7 @@ def _check(reading: Reading) -> None:
     _check_parameters(reading)
     for contradiction in tag_contradictions(reading.values["tags"]):
         reading.warn("tags", contradiction)
+    warn_unbuilt(reading)
     warn_unknown_keys(reading, _method_paths(reading))
 
 
