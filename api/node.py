@@ -33,6 +33,7 @@ from effects.files import make_directory
 from effects.keys import ClusterKeys, prefix_of
 from effects.log import TransitionLog
 from effects.peers import Peers
+from effects.pgconfig import recovery_parameters
 from effects.probe import Prober
 from effects.processes import running_postmaster
 from effects.programs import RunAs
@@ -40,11 +41,14 @@ from effects.redaction import redacted_config
 from effects.server import Server
 from effects.server_settings import Login, ServerSettings
 from effects.settings_preflight import find_bin_dir
-from effects.settings_types import Credentials, Settings
+from effects.settings_types import Credentials, Secret, Settings
 from effects.sources import EtcdSource, FenceSource, ProbeSource
 from fsm.dynamic import Dynamic, parse_dynamic
 from fsm.events import Identity
 from fsm.timing import watch_progress_every_ms
+
+LIBPQ_OPTIONS = tuple(name for name in Credentials.__struct_fields__ if name not in ("username", "password"))
+"""The parameters of libpq that a user's settings may hold."""
 
 SOCKET_PATH_BYTES_MAX = 90
 """A Unix socket's path may have 107 bytes; PostgreSQL adds its own file name. Source: unix(7)."""
@@ -58,14 +62,18 @@ logger = logging.getLogger(__name__)
 def identity_of(settings: Settings) -> Identity:
     """Who this node is, without anything secret."""
     postgresql, restapi = settings.postgresql, settings.restapi
-    scheme = "https" if restapi.certfile else "http"
     return Identity(
         name=settings.name,
         scope=settings.scope,
-        api_url=f"{scheme}://{restapi.connect_address}/patroni",
+        # The REST API is served without TLS so far, and an address that does not answer would be worse than none.
+        api_url=f"http://{restapi.connect_address}/patroni",
         conn_url=f"postgres://{postgresql.connect_address}/{postgresql.database}",
         tags=dict(settings.tags),
         first_config=redacted_config(first_config_of(settings)),
+        # What another method would make is not an empty cluster.
+        may_initialize=settings.bootstrap.method == "initdb",
+        use_pg_rewind=postgresql.use_pg_rewind,
+        proxy_url=f"postgres://{postgresql.proxy_address}/{postgresql.database}" if postgresql.proxy_address else "",
         clone_on_rewind_failure=postgresql.remove_data_directory_on_rewind_failure is not False,
         clone_on_divergence=postgresql.remove_data_directory_on_diverged_timelines is not False,
     )
@@ -89,21 +97,32 @@ def server_settings_of(settings: Settings, run_as: RunAs | None) -> ServerSettin
         listen_host=",".join(postgresql.listen_hosts),
         port=postgresql.listen_port,
         socket_dir=socket_directory(settings),
-        superuser=_login(authentication.superuser),
-        replication=_login(authentication.replication),
-        rewind=_login(authentication.rewind),
-        parameters=dict(postgresql.parameters),
+        superuser=_login(authentication.superuser, postgresql.krbsrvname),
+        replication=_login(authentication.replication, postgresql.krbsrvname),
+        rewind=_login(authentication.rewind, postgresql.krbsrvname),
+        parameters={**postgresql.parameters, **recovery_parameters(postgresql.recovery_conf)},
         pg_hba=postgresql.pg_hba,
         first_pg_hba=settings.bootstrap.pg_hba,
         pg_ident=postgresql.pg_ident,
         initdb_options=settings.bootstrap.initdb,
         basebackup_options=basebackup_arguments(postgresql.method_options.get("basebackup")),
+        rewind_options=postgresql.rewind,
+        bin_names=postgresql.bin_names,
+        custom_conf=postgresql.custom_conf,
+        pgpass=postgresql.pgpass,
         run_as=run_as,
     )
 
 
-def _login(credentials: Credentials) -> Login:
-    return Login(username=credentials.username, password=credentials.password.reveal() if credentials.password else "")
+def _login(credentials: Credentials, krbsrvname: str | None) -> Login:
+    found = {name: getattr(credentials, name) for name in LIBPQ_OPTIONS} | {"krbsrvname": krbsrvname}
+    return Login(
+        username=credentials.username,
+        password=credentials.password.reveal() if credentials.password else "",
+        options={
+            name: value.reveal() if isinstance(value, Secret) else value for name, value in found.items() if value
+        },
+    )
 
 
 def socket_directory(settings: Settings) -> Path:

@@ -117,6 +117,7 @@ def _command(settings: ServerSettings, upstream: Upstream) -> list[str]:
         # Not the member's own name: a backup under way must not be taken for a synchronous standby.
         application_name=f"{settings.name} base backup",
         connect_timeout=CONNECT_TIMEOUT_S,
+        **settings.replication.public_options,
     )
     return [
         settings.program("pg_basebackup"),
@@ -125,7 +126,7 @@ def _command(settings: ServerSettings, upstream: Upstream) -> list[str]:
         "--wal-method=stream",
         "--checkpoint=fast",
         "--no-password",
-        "--no-manifest",
+        *([] if any("manifest" in option for option in settings.basebackup_options) else ["--no-manifest"]),
         "--progress",
         "--verbose",
         *settings.basebackup_options,

@@ -6,7 +6,15 @@ from typing import Any
 
 from msgspec import Struct
 
-from effects.pgconfig import CONTROLLED, DEFAULTS, IGNORED, NAME, controlled_parameters, written
+from effects.pgconfig import (
+    CONTROLLED,
+    DEFAULTS,
+    IGNORED,
+    NAME,
+    controlled_parameters,
+    recovery_parameters,
+    written,
+)
 from effects.redaction import HIDDEN, is_secret_name
 from effects.settings import read_settings
 from effects.settings_schema import ROWS
@@ -100,7 +108,8 @@ def _word(value: object) -> str:
 
 def _parameter_rows(dynamic: Dynamic, origin: str, reading: Reading) -> Iterator[InForce]:
     """PostgreSQL's parameters, by the layers of `pgconfig.parameters_in_effect`."""
-    asked = {name.lower(): value for name, value in dynamic.parameters.items() if NAME.fullmatch(name)}
+    set_there = dynamic.parameters | recovery_parameters(dynamic.recovery_conf)
+    asked = {name.lower(): value for name, value in set_there.items() if NAME.fullmatch(name)}
     free = {name: (value, origin) for name, value in asked.items() if _is_free(name)}
     controlled = {
         name: (value, origin if name in asked else DEFAULT)

@@ -13,7 +13,7 @@ from effects.errors import MatriarchError
 from effects.files import write_atomically
 from effects.hba import hba_fault
 from effects.pgcheck import rejected_parameters, without_parameters
-from effects.pgconfig import parameters_in_effect
+from effects.pgconfig import parameters_in_effect, recovery_parameters
 from effects.redaction import is_secret_name
 from effects.server_settings import ServerSettings
 from effects.sql import local_connection
@@ -43,8 +43,9 @@ class ParameterCheck:
     async def usable(self, settings: ServerSettings, dynamic: Dynamic) -> Usable:
         """The settings with the cluster's rules for clients, and the dynamic parameters, without what is refused."""
         settings, refused = self._with_rules(settings, dynamic)
-        bad = await self._refused_parameters(settings, dynamic)
-        settings, parameters = without_parameters(settings, dynamic.parameters, bad)
+        asked = dynamic.parameters | recovery_parameters(dynamic.recovery_conf)
+        bad = await self._refused_parameters(settings, asked)
+        settings, parameters = without_parameters(settings, asked, bad)
         return Usable(settings=settings, parameters=parameters, refused=refused | bad)
 
     def _with_rules(self, settings: ServerSettings, dynamic: Dynamic) -> tuple[ServerSettings, dict[str, str]]:
@@ -56,11 +57,11 @@ class ParameterCheck:
         )
         return settings, {HBA: fault} if fault else {}
 
-    async def _refused_parameters(self, settings: ServerSettings, dynamic: Dynamic) -> dict[str, str]:
-        in_effect = parameters_in_effect(settings, dynamic.parameters)
+    async def _refused_parameters(self, settings: ServerSettings, asked: Mapping[str, str]) -> dict[str, str]:
+        in_effect = parameters_in_effect(settings, asked)
         if self._checked is None or self._checked[0] != in_effect:
             try:
-                found = await rejected_parameters(settings, dynamic.parameters)
+                found = await rejected_parameters(settings, asked)
             except (MatriarchError, OSError) as error:
                 logger.warning("the parameters could not be checked, and are used as they are: %s", error)
                 return {}

@@ -28,6 +28,7 @@ OWN_ACCESS_HEADER = "# Written by Matriarch, as postgresql.pg_hba, which follows
 GENERATED, BASE = "postgresql.conf", "postgresql.base.conf"
 # Included last, see effects/waiting.py.
 SYNC_NAMES = "postgresql.sync.conf"
+INCLUDES_BASE = re.compile(rf"^\s*include\s.*{re.escape(BASE)}", re.MULTILINE)
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)*")
 ESCAPES = str.maketrans({"'": "''", "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f"})
 # Written by ALTER SYSTEM or pg_basebackup -R, these would win over the generated file and tie the server elsewhere.
@@ -99,6 +100,10 @@ CONTROLLED: dict[str, tuple[str, Callable[[object], str]]] = {
 }
 # Never settable by anyone: they follow from where this node is and what it is.
 FIXED = ("listen_addresses", "port", "cluster_name", "unix_socket_directories", "hot_standby")
+# Source: Patroni, `recovery_conf`, which leaves these out too.
+NOT_OF_RECOVERY = re.compile(
+    r"recovery_target\w*|primary_conninfo|primary_slot_name|standby_mode|\w*trigger_file", re.IGNORECASE
+)
 # wal_keep_segments is the name that wal_keep_size had before PostgreSQL 13, counted in segments.
 IGNORED = (*FIXED, "wal_keep_segments", "primary_conninfo", "recovery_target_timeline")
 # May change while the server runs, so it must not be on its command line.
@@ -155,6 +160,15 @@ def command_line_parameters(settings: ServerSettings, dynamic: Parameters, floor
     return [f"--{name}={value}" for name, value in sorted((wanted | raised).items()) if name not in RELOADABLE]
 
 
+def recovery_parameters(recovery_conf: Parameters) -> dict[str, str]:
+    """What `recovery_conf` sets, as parameters: since PostgreSQL 12 they are such. Source: Patroni, `recovery_conf`."""
+    return {
+        name: written(value)
+        for name, value in recovery_conf.items()
+        if value is not None and not NOT_OF_RECOVERY.fullmatch(name)
+    }
+
+
 def written(value: object) -> str:
     """A value of JSON or YAML as PostgreSQL writes it."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
@@ -181,7 +195,8 @@ def server_conf(settings: ServerSettings, dynamic: Parameters, upstream: Upstrea
         "primary_conninfo": primary_conninfo(settings, upstream) if upstream else "",
     }
     lines = [f"{name} = {quote(value)}" for name, value in sorted(parameters.items())]
-    return "\n".join([HEADER, f"include {quote(BASE)}", *lines, f"include_if_exists {quote(SYNC_NAMES)}", ""])
+    base = quote(settings.custom_conf or BASE)
+    return "\n".join([HEADER, f"include {base}", *lines, f"include_if_exists {quote(SYNC_NAMES)}", ""])
 
 
 def primary_conninfo(settings: ServerSettings, upstream: Upstream) -> str:
@@ -194,6 +209,7 @@ def primary_conninfo(settings: ServerSettings, upstream: Upstream) -> str:
         passfile=str(settings.passfile),
         application_name=settings.name,
         connect_timeout=RECEIVER_CONNECT_TIMEOUT_S,
+        **settings.replication.options,
     )
 
 
@@ -244,6 +260,7 @@ def passwords(*logins: Login) -> str:
 def write_passfile(settings: ServerSettings) -> None:
     """Writes the password file for the WAL receiver, pg_basebackup and pg_rewind. Raises: OSError."""
     make_directory(settings.private_dir, settings.run_as)
+    make_directory(settings.passfile.parent, settings.run_as)
     unique = {login.username: login for login in (settings.rewind, settings.replication)}
     write_atomically(settings.passfile, passwords(*unique.values()), settings.run_as)
 
@@ -273,7 +290,7 @@ def _keep_base(settings: ServerSettings) -> None:
     if base.exists():
         return
     text = generated.read_text(errors="replace") if generated.exists() else ""
-    if text and not re.search(rf"^\s*include\s.*{re.escape(BASE)}", text, re.MULTILINE):
+    if text and not text.startswith(HEADER) and not re.search(INCLUDES_BASE, text):
         generated.rename(base)
     else:  # generated, here or where it was cloned from; what it was generated from is lost
         write_atomically(base, "# The original was not there.\n", settings.run_as)

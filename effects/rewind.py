@@ -119,12 +119,14 @@ def _command(settings: ServerSettings, upstream: Upstream) -> list[str]:
         passfile=str(settings.passfile),
         application_name=settings.name,
         connect_timeout=CONNECT_TIMEOUT_S,
+        **settings.rewind.public_options,
     )
     return [
         settings.program("pg_rewind"),
         f"--target-pgdata={settings.data_dir}",
         f"--source-server={source}",
         "--progress",
+        *settings.rewind_options,
     ]
 
 

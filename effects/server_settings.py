@@ -9,10 +9,19 @@ from effects.programs import RunAs
 
 
 class Login(msgspec.Struct, frozen=True, kw_only=True):
-    """A role of the server and its password, which no representation shows."""
+    """A role of the server and its password, which no representation shows.
+
+    `options`: how it connects over TCP, as libpq has it (sslmode, sslcert and so on). Source: Patroni `authentication`.
+    """
 
     username: str
     password: str
+    options: dict[str, str] = {}
+
+    @property
+    def public_options(self) -> dict[str, str]:
+        """The options that may stand in a program's arguments, where every user of the machine can read them."""
+        return {name: value for name, value in self.options.items() if name != "sslpassword"}
 
     def __repr__(self) -> str:
         return f"Login(username={self.username!r}, password='***')"
@@ -45,11 +54,18 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Further words for initdb, such as "--locale=de_DE.UTF-8"."""
     basebackup_options: tuple[str, ...] = ()
     """Further words for pg_basebackup, such as "--max-rate=100M". Source: Patroni, postgresql.basebackup."""
+    rewind_options: tuple[str, ...] = ()
+    bin_names: dict[str, str] = {}
+    """What programs are called here that are not called as PostgreSQL calls them."""
+    custom_conf: str | None = None
+    """A file that is included instead of postgresql.base.conf."""
+    pgpass: Path | None = None
+    """Where the password file shall lie instead of in `private_dir`."""
     run_as: RunAs | None = None
 
     def program(self, name: str) -> str:
         """The whole path of one of PostgreSQL's programs."""
-        return str(self.bin_dir / name)
+        return str(self.bin_dir / self.bin_names.get(name, name))
 
     @property
     def owner_uid(self) -> int:
@@ -67,7 +83,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def passfile(self) -> Path:
         """The password file of the server's WAL receiver, pg_basebackup and pg_rewind. Source: PostgreSQL, pgpass."""
-        return self.private_dir / "pgpass"
+        return self.pgpass or self.private_dir / "pgpass"
 
     @property
     def socket_lock(self) -> Path:

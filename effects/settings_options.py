@@ -1,4 +1,4 @@
-"""Readers of `bootstrap.initdb` and of `tags`, which have rules of their own."""
+"""Readers of programs' options, such as `bootstrap.initdb`, and of `tags`, which have rules of their own."""
 
 from typing import Any
 
@@ -20,23 +20,38 @@ TAGS: dict[str, Reader] = {
 }
 
 
-def initdb_arguments(node: Node) -> tuple[str, ...]:
-    """Returns ready-made arguments of initdb from a list of options, of one-key maps, or from a map.
+# What the agent gives itself, what would leave another kind of backup behind, and where a password would be seen.
+# Source: Patroni, "Building replicas".
+BASEBACKUP_FORBIDDEN = (
+    "pgdata", "format", "wal-method", "xlog-method", "gzip", "compress", "target", "incremental", "dbname", "host",
+    "port", "username", "password", "version", "help", "write-recovery-conf",
+)  # fmt: skip
+REWIND_FORBIDDEN = (
+    "target-pgdata", "source-pgdata", "source-server", "write-recovery-conf", "dry-run", "no-ensure-shutdown",
+    "config-file", "version", "help",
+)  # fmt: skip
 
-    Returns: for instance ("--encoding=UTF8", "--data-checksums").
-    Raises: Unfit, with one complaint for each option that cannot be used.
-    Source: Patroni `bootstrap.initdb`; PostgreSQL, initdb.
+
+def arguments_without(forbidden: tuple[str, ...]) -> Reader:
+    """Returns a reader of a program's options: a list of options, of one-key maps, or a map.
+
+    It returns ready-made arguments, for instance ("--encoding=UTF8", "--data-checksums"), and tells of every option
+    that cannot be used. Source: Patroni `bootstrap.initdb`, `postgresql.basebackup`.
     """
-    arguments: list[str] = []
-    complaints: list[Complaint] = []
-    for option, value in _pairs(node):
-        try:
-            arguments += _argument(option, value)
-        except Unfit as error:
-            complaints += within(option.removeprefix("--"), error)
-    if complaints:
-        raise Unfit(*complaints)
-    return tuple(arguments)
+
+    def read(node: Node) -> tuple[str, ...]:
+        arguments: list[str] = []
+        complaints: list[Complaint] = []
+        for option, value in _pairs(node):
+            try:
+                arguments += _argument(option, value, forbidden)
+            except Unfit as error:
+                complaints += within(option.removeprefix("--"), error)
+        if complaints:
+            raise Unfit(*complaints)
+        return tuple(arguments)
+
+    return read
 
 
 def _pairs(node: Node) -> list[tuple[str, Node]]:
@@ -53,10 +68,10 @@ def _pairs(node: Node) -> list[tuple[str, Node]]:
     return pairs
 
 
-def _argument(option: str, value: Node) -> list[str]:
+def _argument(option: str, value: Node, forbidden: tuple[str, ...]) -> list[str]:
     name = option.removeprefix("--")
-    if name.split("=")[0] in INITDB_FORBIDDEN:
-        raise unfit(value, f"options other than {', '.join(INITDB_FORBIDDEN)}", "leave it out")
+    if name.split("=")[0] in forbidden:
+        raise unfit(value, f"options other than {', '.join(forbidden)}", "leave it out")
     if isinstance(value.value, dict | list):
         raise unfit(value, "a single value")
     if value.value is False:

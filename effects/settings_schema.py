@@ -8,7 +8,13 @@ from typing import Any
 
 from msgspec import Struct
 
-from effects.settings_options import initdb_arguments, tags
+from effects.settings_options import (
+    BASEBACKUP_FORBIDDEN,
+    INITDB_FORBIDDEN,
+    REWIND_FORBIDDEN,
+    arguments_without,
+    tags,
+)
 from effects.settings_values import (
     Reader,
     address,
@@ -144,16 +150,16 @@ _POSTGRES_SHARED = (
     *(Row(f"postgresql.parameters_{role}", map_of(single)) for role in ("primary", "replica", "standby_leader")),
     *(Row(f"postgresql.pg_hba_{role}", lines) for role in ("primary", "replica", "standby_leader")),
     *(Row(f"postgresql.pg_ident_{role}", lines) for role in ("primary", "replica", "standby_leader")),
-    Row("postgresql.recovery_conf", map_of(single)),
+    Row("postgresql.recovery_conf", map_of(single), default={}),
     *(Row(f"postgresql.callbacks.{action}", text) for action in CALLBACKS),
     Row("postgresql.pre_promote", text),
     Row("postgresql.before_stop", text),
     Row("postgresql.create_replica_methods", list_of(text), default=("basebackup",)),
-    Row("postgresql.basebackup", raw),
+    Row("postgresql.basebackup", arguments_without(BASEBACKUP_FORBIDDEN), default=()),
     Row("postgresql.use_pg_rewind", boolean),
     Row("postgresql.remove_data_directory_on_rewind_failure", boolean),
     Row("postgresql.remove_data_directory_on_diverged_timelines", boolean),
-    Row("postgresql.rewind", raw),
+    Row("postgresql.rewind", arguments_without(REWIND_FORBIDDEN), default=()),
     Row("postgresql.pg_ctl_timeout", duration_s(1), default=60),
 )
 
@@ -242,7 +248,7 @@ TABLE: tuple[Row, ...] = (
     *(Row(f"bootstrap.dcs.{key}", read) for key, read in _DYNAMIC.items()),
     *(Row(f"bootstrap.dcs.{row.path}", row.read) for row in _POSTGRES_SHARED),
     Row("bootstrap.method", text, default="initdb"),
-    Row("bootstrap.initdb", initdb_arguments, default=()),
+    Row("bootstrap.initdb", arguments_without(INITDB_FORBIDDEN), default=()),
     Row("bootstrap.pg_hba", lines, default=()),
     Row("bootstrap.post_bootstrap", text),
     Row("tags", tags, default={}),

@@ -144,6 +144,10 @@ class PostgresSettings(Struct, frozen=True, kw_only=True):
     callbacks: dict[str, str] = {}
     pre_promote: str | None = None
     before_stop: str | None = None
+    recovery_conf: dict[str, Any] = {}
+    basebackup: tuple[str, ...] = ()
+    rewind: tuple[str, ...] = ()
+    krbsrvname: str | None = None
     config_base_name: str = "postgresql"
     custom_conf: str | None = None
     pg_ctl_timeout_s: int = 60

@@ -67,7 +67,7 @@ async def connect_locally(settings: ServerSettings, options: str = "") -> Connec
 async def upstream_connection(upstream: Upstream, login: Login, options: str = "") -> AsyncIterator[Connection]:
     """A connection to another member's server; closed afterwards. Raises: PostgresError."""
     with renamed_errors(f"{upstream.name} at {upstream.host}:{upstream.port}"):
-        connection = await _connect(upstream.host, upstream.port, login, options)
+        connection = await _connect(upstream.host, upstream.port, login, options, **login.options)
         try:
             yield connection
         finally:
@@ -78,7 +78,7 @@ async def upstream_connection(upstream: Upstream, login: Login, options: str = "
 async def replication_connection(upstream: Upstream, login: Login) -> AsyncIterator[Connection]:
     """A connection that speaks the replication protocol: simple queries only. Source: PostgreSQL, that chapter."""
     with renamed_errors(f"{upstream.name} at {upstream.host}:{upstream.port}"):
-        connection = await _connect(upstream.host, upstream.port, login, "", replication="true")
+        connection = await _connect(upstream.host, upstream.port, login, "", replication="true", **login.options)
         try:
             yield connection
         finally:

@@ -43,6 +43,8 @@ class Dynamic(Fact, frozen=True, kw_only=True):
     pause: bool = False
     use_pg_rewind: bool = True
     parameters: dict[str, str] = msgspec.field(default_factory=dict)
+    recovery_conf: dict[str, str] = msgspec.field(default_factory=dict)
+    """Further parameters of a standby, such as restore_command."""
     pg_hba: tuple[str, ...] = ()
     """The lines of pg_hba.conf; empty: nothing is said about them."""
     pg_ident: tuple[str, ...] = ()
@@ -127,9 +129,8 @@ def parse_dynamic(text: str | None) -> Dynamic:
         check_timeline=as_bool(found.get("check_timeline"), default.check_timeline),
         pause=as_bool(found.get("pause"), default.pause),
         use_pg_rewind=as_bool(postgresql.get("use_pg_rewind"), default.use_pg_rewind),
-        parameters={
-            name: _setting(value) for name, value in _section(postgresql, "parameters").items() if value is not None
-        },
+        parameters=_settings(_section(postgresql, "parameters")),
+        recovery_conf=_settings(_section(postgresql, "recovery_conf")),
         pg_hba=_lines(postgresql.get("pg_hba")),
         pg_ident=_lines(postgresql.get("pg_ident")),
     )
@@ -138,6 +139,10 @@ def parse_dynamic(text: str | None) -> Dynamic:
 def _section(found: dict[str, Any], name: str) -> dict[str, Any]:
     section = found.get(name)
     return section if isinstance(section, dict) else {}
+
+
+def _settings(found: dict[str, Any]) -> dict[str, str]:
+    return {name: _setting(value) for name, value in found.items() if value is not None}
 
 
 def _lines(value: object) -> tuple[str, ...]:

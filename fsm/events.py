@@ -30,6 +30,10 @@ class Identity(Fact, frozen=True, kw_only=True):
     first_config: str = "{}"
     """What `config` begins with when this node initializes the cluster; secrets hidden."""
     may_initialize: bool = True
+    use_pg_rewind: bool | None = None
+    """What this node's own settings say; None: the cluster's count."""
+    proxy_url: str = ""
+    """Where clients reach this node's server through a proxy; for others to read."""
     clone_on_rewind_failure: bool = True
     clone_on_divergence: bool = True
 

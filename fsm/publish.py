@@ -59,6 +59,8 @@ def member_fields(view: View) -> dict[str, Any]:
         "role": postgres_role(view),
         "version": PATRONI_VERSION,
     }
+    if view.identity.proxy_url:
+        fields["proxy_url"] = view.identity.proxy_url
     if _has_yet_to_checkpoint(view):
         fields["checkpoint_after_promote"] = False
     if view.identity.tags:

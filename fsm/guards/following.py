@@ -39,7 +39,9 @@ def is_on_the_leaders_timeline(view: View) -> bool:
 
 def is_rewind_possible(view: View) -> bool:
     """pg_rewind is allowed, and data checksums or wal_log_hints make it possible."""
-    if not view.dynamic.use_pg_rewind or is_on_the_leaders_timeline(view):
+    own = view.identity.use_pg_rewind if view.identity else None
+    is_allowed = view.dynamic.use_pg_rewind if own is None else own
+    if not is_allowed or is_on_the_leaders_timeline(view):
         return False
     # A running server shows neither here; the agent itself keeps wal_log_hints on.
     return view.directory is None or view.directory.data_checksums or view.directory.wal_log_hints

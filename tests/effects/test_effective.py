@@ -87,6 +87,6 @@ def test_bootstrap_values_count_when_the_cluster_is_not_made() -> None:
 
 def test_every_field_is_shown_when_the_dynamic_configuration_has_one() -> None:
     """A new dynamic setting cannot be forgotten here."""
-    shown_elsewhere = {"parameters", "pg_hba", "pg_ident"}
+    shown_elsewhere = {"parameters", "recovery_conf", "pg_hba", "pg_ident"}
     assert {field for field, _ in DYNAMIC_FIELDS.values()} == set(Dynamic.__struct_fields__) - shown_elsewhere
     assert all(f"bootstrap.dcs.{name}" in ROWS for name in DYNAMIC_FIELDS)
