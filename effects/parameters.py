@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import msgspec
 from anyio import to_thread
 
+from effects.controldata import control_floors, read_control_file
 from effects.errors import MatriarchError
 from effects.files import write_atomically
 from effects.hba import hba_fault
@@ -91,6 +92,21 @@ class ParameterCheck:
         self._bad_rules = {settings.pg_hba: str(row[0])}
         await to_thread.run_sync(write_atomically, path, before, settings.run_as)
         return str(row[0])
+
+
+async def too_low_for_its_wal(settings: ServerSettings) -> tuple[str, ...]:
+    """The parameters of the running standby that are lower than its control file says that its WAL needs.
+
+    Such a standby pauses its replay, and can only go on after a restart; nothing in SQL tells it from one that
+    somebody paused. Raises: PostgresError, ProgramFailed. Source: PostgreSQL, "Hot Standby", Administrator's Overview.
+    """
+    floors = control_floors(await read_control_file(settings))
+    async with local_connection(settings, "-c statement_timeout=2s") as connection:
+        cursor = await connection.execute(
+            "SELECT name, setting::bigint FROM pg_settings WHERE name = ANY(%s)", (list(floors),)
+        )
+        running = {str(name): int(value) for name, value in await cursor.fetchall()}
+    return tuple(sorted(name for name, value in running.items() if value < floors[name]))
 
 
 def _told(refused: dict[str, str]) -> dict[str, str]:

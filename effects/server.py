@@ -11,7 +11,7 @@ from effects.clock import wall_time
 from effects.clone import CloneProgress, clone
 from effects.errors import FenceUnavailable, PostgresError
 from effects.lanes import Lane, Report
-from effects.parameters import HBA, ParameterCheck, Usable
+from effects.parameters import HBA, ParameterCheck, Usable, too_low_for_its_wal
 from effects.postgres import PostgresServer
 from effects.processes import kill_server, running_postmaster
 from effects.rewind import RewindProgress, rewind
@@ -28,6 +28,7 @@ from fsm.events import (
     FenceArmed,
     HistoryRead,
     ParametersApplied,
+    ReplayNeedsRead,
     ServerStarted,
     SyncMarked,
 )
@@ -92,6 +93,7 @@ class Server:
                 {
                     do.ReadSyncMark: self.read_sync_mark,
                     do.Checkpoint: self.checkpoint,
+                    do.ReadReplayNeeds: self.read_replay_needs,
                     do.PrepareCluster: self.prepare_cluster,
                     do.ReadLeaderHistory: self.read_leader_history,
                 },
@@ -266,6 +268,10 @@ class Server:
         """A finished checkpoint."""
         await self._server.checkpoint()
         return Done()
+
+    async def read_replay_needs(self, effect: do.ReadReplayNeeds) -> AnyResult:
+        """What of the running standby is lower than its WAL needs."""
+        return ReplayNeedsRead(pid=effect.pid, too_low=await too_low_for_its_wal(self._settings))
 
     async def prepare_cluster(self, effect: do.PrepareCluster) -> AnyResult:
         """The roles of a new cluster."""

@@ -318,6 +318,13 @@ class Checkpoint(Effect, frozen=True, kw_only=True):
     resource: ClassVar[Resource] = "sql"
 
 
+class ReadReplayNeeds(Effect, frozen=True, kw_only=True):
+    """Compare the running standby's parameters with what the control file says that its WAL needs."""
+
+    resource: ClassVar[Resource] = "sql"
+    pid: int
+
+
 class PrepareCluster(Effect, frozen=True, kw_only=True):
     """Create the roles that replication and rewind need, on a cluster that this node has just made."""
 
@@ -407,6 +414,7 @@ AnyEffect = (
     | EndStaleSenders
     | ReadSyncMark
     | Checkpoint
+    | ReadReplayNeeds
     | PrepareCluster
     | ReadLeaderHistory
     | AskPeers

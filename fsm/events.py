@@ -264,6 +264,13 @@ class ParametersApplied(Result, frozen=True, kw_only=True):
     refused: dict[str, str] = field(default_factory=dict)
 
 
+class ReplayNeedsRead(Result, frozen=True, kw_only=True):
+    """The running standby's parameters that are lower than its WAL needs: with them it does not replay any further."""
+
+    pid: int
+    too_low: tuple[str, ...] = ()
+
+
 class DirectoryRead(Result, frozen=True, kw_only=True):
     """What the data directory holds."""
 
@@ -307,6 +314,7 @@ AnyResult = (
     | FenceArmed
     | ServerStarted
     | ParametersApplied
+    | ReplayNeedsRead
     | DirectoryRead
     | SyncMarked
     | HistoryRead

@@ -31,6 +31,7 @@ from fsm.events import (
     ReloadAsked,
     RestartAsked,
     RestartCancelAsked,
+    ReplayNeedsRead,
     ServerExited,
     ServerProbed,
     ServerSilent,
@@ -477,6 +478,12 @@ def _parameters_applied(view: View, event: Succeeded, result: ParametersApplied)
     return replace(view, server=server)
 
 
+def _replay_needs_read(view: View, event: Succeeded, result: ReplayNeedsRead) -> View:
+    if result.pid != view.server.pid:
+        return view
+    return replace(view, server=replace(view.server, too_low=result.too_low))
+
+
 def _directory_read(view: View, event: Succeeded, result: DirectoryRead) -> View:
     return replace(view, directory=result.directory) if view.server.process == "absent" else view
 
@@ -509,6 +516,7 @@ _RESULTS: dict[type, Callable[[View, Succeeded, Any], View]] = {
     FenceArmed: _fence_armed,
     ServerStarted: _server_started,
     ParametersApplied: _parameters_applied,
+    ReplayNeedsRead: _replay_needs_read,
     DirectoryRead: _directory_read,
     SyncMarked: _sync_marked,
     HistoryRead: _history_read,

@@ -268,6 +268,11 @@ def apply_parameters(view: View) -> do.ApplyParameters:
     )
 
 
+def read_replay_needs(view: View) -> do.ReadReplayNeeds:
+    """Whether the standby stopped replaying because its own parameters are too low."""
+    return do.ReadReplayNeeds(timeout_ms=SERVER_TIMEOUT_MS, pid=view.server.pid or 0)
+
+
 def promote(view: View) -> do.Promote:
     """The running standby, to primary."""
     return do.Promote(timeout_ms=SERVER_TIMEOUT_MS, valid_until_ms=view.writable_until_ms)

@@ -66,6 +66,8 @@ class Server(Fact, frozen=True, kw_only=True):
     failed_starts: int = 0
     config_revision: int | None = None
     """The revision of the `config` key that this very postmaster was last told; None before it was told any."""
+    too_low: tuple[str, ...] = ()
+    """Parameters of this postmaster that were seen to be lower than its WAL needs, so that it replays no further."""
     refused_parameters: dict[str, str] = field(default_factory=dict)
     """What PostgreSQL would not have of the configuration, each with the reason; it runs without them."""
 

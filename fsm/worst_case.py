@@ -14,6 +14,9 @@ from fsm.timing import (
     HANDOVER_CATCH_UP_MS,
     NAMED_SUCCESSOR_WAIT_MS,
     PEER_ANSWER_TIMEOUT_MS,
+    PROBE_SYNC_MS,
+    STARTING_MEMBER_WAIT_MS,
+    SYNC_STUCK_MS,
     fence_margin_ms,
     renew_every_ms,
 )
@@ -21,8 +24,11 @@ from fsm.timing import (
 ETCD_EXPIRY_MS = 500
 """How much later than its end etcd may revoke a lease: it looks every 500 ms. Source: etcd, lease/lessor.go."""
 
-SYNC_SUSPECT_MS = 2_000
-"""How long a synchronous standby may be silent before commits stop waiting for it."""
+SYNC_CHANGE_MS = 500
+"""What it takes at the most to change the sync key and the names that commits wait for."""
+
+SYNC_PAUSE_MS = SYNC_STUCK_MS + PROBE_SYNC_MS + SYNC_CHANGE_MS
+"""How long commits wait for a synchronous standby that died without a word."""
 
 
 class WorstCase(Struct, frozen=True, kw_only=True):
@@ -44,6 +50,7 @@ def worst_cases(dynamic: Dynamic) -> list[WorstCase]:
         _dead_agent(dynamic),
         _server_crash(dynamic),
         _switchover(dynamic),
+        _restart_of_everything(dynamic),
         _lost_etcd(dynamic),
         *_synchronous(dynamic),
     ]
@@ -124,6 +131,16 @@ def _switchover(dynamic: Dynamic) -> WorstCase:
     )
 
 
+def _restart_of_everything(dynamic: Dynamic) -> WorstCase:
+    total_ms, words = _lease_runs_out(dynamic)
+    return WorstCase(
+        case="every node restarts at once",
+        at_most_ms=total_ms - PEER_ANSWER_TIMEOUT_MS + STARTING_MEMBER_WAIT_MS,
+        because=f"{words}, or {seconds(STARTING_MEMBER_WAIT_MS)} for one whose server is still starting, for it may "
+        "have the newest rows; then PostgreSQL's own promotion",
+    )
+
+
 def _lost_etcd(dynamic: Dynamic) -> WorstCase:
     margin_ms = fence_margin_ms(dynamic.ttl_s)
     latest_ms = dynamic.ttl_s * 1000 - margin_ms
@@ -148,14 +165,15 @@ def _synchronous(dynamic: Dynamic) -> Iterator[WorstCase]:
     case = "a synchronous standby's node dies silently"
     if dynamic.synchronous_mode_strict:
         because = (
-            f"its place is taken by another standby within {seconds(SYNC_SUSPECT_MS)}; synchronous_mode_strict is on, "
+            f"its place is taken by another standby within {seconds(SYNC_PAUSE_MS)}; synchronous_mode_strict is on, "
             f"so while fewer than {dynamic.synchronous_node_count} others stream, commits wait until one does"
         )
         yield WorstCase(case=case, at_most_ms=None, because=because)
         return
     yield WorstCase(
         case=case,
-        at_most_ms=SYNC_SUSPECT_MS,
-        because=f"commits wait until it has been silent for {seconds(SYNC_SUSPECT_MS)}, whatever the ttl; then it is "
-        "taken out of the sync key, and out of the list that commits wait for",
+        at_most_ms=SYNC_PAUSE_MS,
+        because=f"it has not moved for {seconds(SYNC_STUCK_MS)}, is looked at every {seconds(PROBE_SYNC_MS)}, and is "
+        f"taken out of the sync key and out of the names that commits wait for in {seconds(SYNC_CHANGE_MS)}; the ttl "
+        "does not matter",
     )

@@ -123,7 +123,12 @@ from fsm.guards.leading import (
     is_successor_question_due,
     is_successor_ready,
 )
-from fsm.guards.parameters import is_configuration_unapplied, is_server_settled
+from fsm.guards.parameters import (
+    is_configuration_unapplied,
+    is_replay_paused,
+    is_server_settled,
+    is_too_small_for_its_wal,
+)
 from fsm.guards.server import (
     has_needless_fence_deadline,
     is_fence_armed,
@@ -244,6 +249,7 @@ __all__ = [
     "is_reinit_to_begin_anew",
     "is_reload_asked",
     "is_renewal_due",
+    "is_replay_paused",
     "is_restart_asked",
     "is_restart_pause_over",
     "is_restart_prepared",
@@ -273,6 +279,7 @@ __all__ = [
     "is_sync_mark_wanted",
     "is_synchronous",
     "is_synchronous_enough",
+    "is_too_small_for_its_wal",
     "is_unpaused",
     "is_unrivalled",
     "is_waiting_prepared",

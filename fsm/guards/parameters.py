@@ -16,3 +16,14 @@ def is_server_settled(view: View) -> bool:
         return True
     # Where it streams from is taken from its last answer, which must not be older than the last change of that.
     return is_standby_running(view) and view.server.probed_at_ms > view.achieved.get("follow", -1)
+
+
+def is_replay_paused(view: View) -> bool:
+    """The standby has stopped replaying, be it that somebody asked for it or that it cannot go on."""
+    probe = view.server.probe
+    return probe is not None and probe.in_recovery and probe.replay_paused
+
+
+def is_too_small_for_its_wal(view: View) -> bool:
+    """A parameter of the running standby is lower than its primary's, so it cannot go on replaying."""
+    return bool(view.server.too_low)

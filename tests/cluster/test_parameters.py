@@ -135,6 +135,18 @@ async def test_controlled_parameter_is_raised_and_lowered_safely_when_servers_ar
         await until(lambda: reasons(real) == [None] * 3)
 
 
+async def test_standbys_go_on_replaying_when_the_primary_was_restarted_first_with_more() -> None:
+    """In the wrong order of a raise standbys stop replaying; their agents start them anew with what they need."""
+    async with running_cluster() as (real, _):
+        await change(real, parameters={"max_connections": 150})
+        await until(lambda: all(reasons(real)))
+        await restart_and_see(real, real.leader, "150")
+        await until(lambda: values(real, "SHOW max_connections") == ["150"] * 3)
+        await until(lambda: have_standbys_replayed(real))
+        await until(lambda: reasons(real) == [None] * 3)
+        await real.settled()
+
+
 async def test_servers_run_on_and_start_again_when_a_parameter_is_bad() -> None:
     """What PostgreSQL refuses is left out and told; the rest of the same change applies, and every server starts."""
     async with running_cluster() as (real, _):

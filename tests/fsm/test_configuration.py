@@ -126,3 +126,38 @@ def test_history_keeps_its_newest_rows_when_their_number_is_limited() -> None:
     assert [row[0] for row in rows] == [2, 3]
     key = replace(view.keys["config"], value=json.dumps(rows))
     assert history_rows(replace(limited, keys={**view.keys, "history": key})) == rows
+
+
+def paused_replica(*too_low: str) -> World:
+    """A replica that has stopped replaying."""
+    world = replica_of("n2")
+    world.wait(3_000)
+    assert world.server is not None
+    world.server.replay_paused = True
+    world.too_low = too_low
+    return world
+
+
+def test_standby_is_restarted_when_its_parameters_are_too_low_for_its_wal() -> None:
+    """It would not replay any further; started anew it has what it needs."""
+    world = paused_replica("max_connections")
+    starts = len(world.orders(do.StartStandby))
+    world.until(lambda world: len(world.orders(do.StartStandby)) > starts, within_ms=20_000)
+    assert world.orders(do.StopServer)
+    assert world.view.server.too_low == ()
+
+
+def test_standby_is_left_alone_when_somebody_paused_its_replay() -> None:
+    """Nothing of it is too low: it was asked to wait, and waits; it is looked at again and again."""
+    world = paused_replica()
+    world.wait(20_000)
+    assert world.orders(do.StopServer) == []
+    assert 3 <= len(world.orders(do.ReadReplayNeeds)) <= 5
+
+
+def test_standby_is_left_alone_when_the_cluster_is_paused() -> None:
+    """In pause no server is stopped."""
+    world = paused_replica("max_connections")
+    world.put("config", '{"pause":true}')
+    world.wait(20_000)
+    assert world.orders(do.StopServer) == []

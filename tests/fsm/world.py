@@ -64,6 +64,7 @@ class Postgres:
     lsn: int
     upstream: Upstream | None = None
     receiver_status: str | None = "streaming"
+    replay_paused: bool = False
     standbys: tuple[Standby, ...] = ()
     sync_names: str = ""
 
@@ -82,6 +83,7 @@ class Postgres:
             upstream_host=self.upstream.host if self.upstream else None,
             upstream_port=self.upstream.port if self.upstream else None,
             standbys=self.standbys,
+            replay_paused=self.replay_paused,
             synchronous_standby_names=self.sync_names,
         )
 
@@ -119,6 +121,8 @@ class World:
     is_server_silent: bool = False
     recovered_lsn: int = 0
     """How far the WAL on disk reaches beyond what the control file says."""
+    too_low: tuple[str, ...] = ()
+    """Parameters of the running server that are lower than its WAL needs."""
     is_notice_lost: bool = False
     """The fence's own notice of a new postmaster does not come, only the answer to the start."""
 
@@ -379,7 +383,7 @@ class World:
                 return self._perform_directory(effect)
             case do.StartPrimary() | do.StartStandby():
                 return self._perform_start(effect)
-            case do.Follow() | do.ReloadServer() | do.Promote() | do.ApplyParameters():
+            case do.Follow() | do.ReloadServer() | do.Promote() | do.ApplyParameters() | do.ReadReplayNeeds():
                 return self._perform_server(effect)
             case do.SetSyncNames() | do.ReleaseSyncNames() | do.ReadSyncMark():
                 return self._perform_waiting(effect)
@@ -533,9 +537,13 @@ class World:
             self.server.sync_names = ""
         return ev.Done()
 
-    def _perform_server(self, effect: do.Follow | do.ReloadServer | do.Promote | do.ApplyParameters) -> ev.AnyResult:
+    def _perform_server(
+        self, effect: do.Follow | do.ReloadServer | do.Promote | do.ApplyParameters | do.ReadReplayNeeds
+    ) -> ev.AnyResult:
         if isinstance(effect, do.ApplyParameters):
             return ev.ParametersApplied(pid=effect.pid, config_revision=effect.config_revision)
+        if isinstance(effect, do.ReadReplayNeeds):
+            return ev.ReplayNeedsRead(pid=effect.pid, too_low=self.too_low)
         if isinstance(effect, do.Follow) and self.server:
             self.server.upstream = effect.upstream
         elif isinstance(effect, do.Promote) and self.server and self.server.in_recovery:
