@@ -11,6 +11,7 @@ import anyio.to_thread
 import httpx
 import psycopg
 import pytest
+import yaml
 
 from api.cli.demo import processes
 from api.cli.demo.cluster import DemoNode
@@ -18,6 +19,7 @@ from api.cli.demo.writer import connection_options
 from effects.etcd import EtcdClient
 from effects.etcd_types import put
 from tests.cluster.harness import RealCluster, running_cluster
+from tests.cluster.witnesses import check_replay
 
 pytestmark = [pytest.mark.anyio, pytest.mark.servers]
 
@@ -25,11 +27,17 @@ PATIENCE_S = 60
 CONFIG = "/service/demo/config"
 
 
+async def configuration(real: RealCluster) -> Any:
+    """What the config key holds."""
+    async with EtcdClient([real.cluster.etcd.endpoint]) as client:
+        read = await client.read_prefix(CONFIG, timeout_ms=2_000)
+        return json.loads(read.keys[0].value or "{}")
+
+
 async def change(real: RealCluster, **postgresql: object) -> None:
     """Write the configuration with other `postgresql` settings; parameters are laid upon those that are there."""
     async with EtcdClient([real.cluster.etcd.endpoint]) as client:
-        read = await client.read_prefix(CONFIG, timeout_ms=2_000)
-        config: dict[str, Any] = json.loads(read.keys[0].value or "{}")
+        config: dict[str, Any] = await configuration(real)
         section: dict[str, Any] = config.setdefault("postgresql", {})
         parameters = {**section.get("parameters", {}), **dict(postgresql.pop("parameters", {}))}  # type: ignore[call-overload]
         config["postgresql"] = {**section, **postgresql, "parameters": parameters}
@@ -110,6 +118,20 @@ async def test_parameter_applies_on_every_server_without_a_restart_when_it_is_ch
         await until(lambda: values(real, "SHOW work_mem") == ["4MB"] * 3)
         assert values(real, "SELECT pg_postmaster_start_time()") == started
         assert reasons(real) == [None] * 3
+        for node in real.cluster.nodes:
+            await anyio.to_thread.run_sync(check_replay, node)
+
+
+async def test_first_configuration_is_the_nodes_own_until_etcd_says_otherwise() -> None:
+    """bootstrap.dcs fills the config key; later it is ignored, which the console tells, with both values."""
+    async with running_cluster() as (real, _):
+        own = yaml.safe_load(real.leader.settings_path.read_text())["bootstrap"]["dcs"]
+        assert await configuration(real) == own
+        logs = [node.output_path for node in real.cluster.nodes]
+        assert not any("ignored, as etcd says otherwise" in log.read_text() for log in logs)
+        await change(real, parameters={"max_wal_size": "300MB"})
+        line = 'postgresql.parameters.max_wal_size is "256MB" here, "300MB" in etcd'
+        await until(lambda: all(line in log.read_text() for log in logs))
 
 
 async def test_controlled_parameter_is_raised_and_lowered_safely_when_servers_are_restarted_one_by_one() -> None:
