@@ -5,6 +5,7 @@ Without this, one bad value in etcd would keep every server of the cluster from 
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 
 import msgspec
 from anyio import to_thread
@@ -22,6 +23,8 @@ from fsm.dynamic import Dynamic
 
 RESERVING = ("superuser_reserved_connections", "reserved_connections")
 HBA = "pg_hba"
+PRELOADING = ("shared_preload_libraries", "session_preload_libraries")
+KNOWN_LIBRARY = "libpqwalreceiver.so"
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +69,8 @@ class ParameterCheck:
             except (MatriarchError, OSError) as error:
                 logger.warning("the parameters could not be checked, and are used as they are: %s", error)
                 return {}
-            self._checked = (in_effect, _told(found | _reserving_too_many(in_effect)))
+            missing = await to_thread.run_sync(_missing_libraries, settings, in_effect)
+            self._checked = (in_effect, _told(found | _reserving_too_many(in_effect) | missing))
         return self._checked[1]
 
     async def keep_good_rules(self, settings: ServerSettings, before: str | None) -> str | None:
@@ -122,6 +126,35 @@ def _reserving_too_many(in_effect: Mapping[str, str]) -> dict[str, str]:
         return {}
     reason = f"{' + '.join(reserved)} = {sum(reserved.values())}, allowed: less than max_connections, which is {most}"
     return {name: reason for name in RESERVING if name in in_effect}
+
+
+def _missing_libraries(settings: ServerSettings, in_effect: Mapping[str, str]) -> dict[str, str]:
+    """Libraries to be loaded that are not there: with one of them the server, or every session, ends at once.
+
+    Nothing is said where the directory of libraries is not known, or others are searched too.
+    """
+    directory = _library_directory(settings)
+    if directory is None or "dynamic_library_path" in in_effect:
+        return {}
+    found = {}
+    for parameter in PRELOADING:
+        names = [name.strip().strip('"') for name in in_effect.get(parameter, "").split(",")]
+        missing = [name for name in names if name and not _is_library(directory, name)]
+        if missing:
+            found[parameter] = f"{', '.join(missing)} is not in {directory}; install it on this node, or leave it out"
+    return found
+
+
+def _library_directory(settings: ServerSettings) -> Path | None:
+    """Where PostgreSQL's libraries are: beside its programs, known by the one that every server has."""
+    root = Path(settings.program("postgres")).resolve().parent.parent
+    places = (root / "lib", root / "lib" / "postgresql", root / "lib64", root / "lib64" / "pgsql")
+    return next((place for place in places if (place / KNOWN_LIBRARY).exists()), None)
+
+
+def _is_library(directory: Path, name: str) -> bool:
+    path = directory / name.removeprefix("$libdir/")
+    return path.exists() or path.with_name(path.name + ".so").exists()
 
 
 def _whole(text: str | None, default: int) -> int:

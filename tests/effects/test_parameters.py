@@ -56,6 +56,17 @@ async def test_reserved_connections_are_left_out_when_they_leave_none_for_others
     }
 
 
+@pytest.mark.servers
+async def test_libraries_are_left_out_when_they_are_not_installed(settings: ServerSettings) -> None:
+    """The server, or every session, would end at once; what is there may be loaded, in any spelling."""
+    there = Dynamic(parameters={"shared_preload_libraries": 'plpgsql, "$libdir/dict_snowball"'})
+    assert (await ParameterCheck().usable(settings, there)).refused == {}
+    for parameter in ("shared_preload_libraries", "session_preload_libraries"):
+        usable = await ParameterCheck().usable(settings, Dynamic(parameters={parameter: "plpgsql,pg_nowhere"}))
+        assert usable.refused[parameter].startswith("pg_nowhere is not in ")
+        assert parameter not in usable.parameters
+
+
 async def test_parameters_are_used_as_they_are_when_nobody_can_be_asked(tmp_path: Path) -> None:
     """A program that cannot be run is no reason to change the configuration."""
     nowhere = settings_for(tmp_path, "n1", Path("/nowhere"), None, 5432)
@@ -109,7 +120,8 @@ async def test_server_starts_when_parameters_are_refused(
     async with running_nodes(open_directory, postgres_bin, run_as, "n1") as (node,):
         await node.server.init_db(timeout_ms=PATIENCE_MS)
         dynamic = Dynamic(parameters={"wrok_mem": "4MB", "superuser_reserved_connections": "99999"})
+        dynamic.parameters["shared_preload_libraries"] = "pg_nowhere"
         usable = await ParameterCheck().usable(node.settings, dynamic)
-        assert len(usable.refused) == 2
+        assert len(usable.refused) == 3
         await node.server.start("primary", None, usable.parameters, armed_until_ms=None)
         await node.until(lambda probe: not probe.in_recovery)
