@@ -22,9 +22,9 @@ from api.reloading import SettingsReader, configure_access, credentials_of
 from api.server import serve
 from api.tls import ApiTls, TlsSettings
 from effects.agent import Agent
+from effects.bootstrap_values import IgnoredValues
 from effects.clone import basebackup_arguments
 from effects.config_desk import ConfigDesk
-from effects.bootstrap_values import IgnoredValues
 from effects.errors import ConfigError, MatriarchError
 from effects.etcd import EtcdClient
 from effects.etcd_access import etcd_client
@@ -62,11 +62,11 @@ logger = logging.getLogger(__name__)
 def identity_of(settings: Settings) -> Identity:
     """Who this node is, without anything secret."""
     postgresql, restapi = settings.postgresql, settings.restapi
+    scheme = "https" if restapi.certfile else "http"
     return Identity(
         name=settings.name,
         scope=settings.scope,
-        # The REST API is served without TLS so far, and an address that does not answer would be worse than none.
-        api_url=f"http://{restapi.connect_address}/patroni",
+        api_url=f"{scheme}://{restapi.connect_address}/patroni",
         conn_url=f"postgres://{postgresql.connect_address}/{postgresql.database}",
         tags=dict(settings.tags),
         first_config=redacted_config(first_config_of(settings)),

@@ -9,7 +9,6 @@ from typing import Any
 from effects.settings_schema import ROWS
 from effects.settings_sources import Reading
 
-TLS = "the REST API is served without TLS so far; put a proxy that ends TLS before it"
 ROLES = "so far every server has the same, whatever its role"
 HOOKS = "no program is called so far"
 SLOTS = "replication slots are not managed so far; wal_keep_size keeps WAL for standbys that are away"
@@ -19,17 +18,6 @@ LEADER_ONLY = "so far every node clones, and streams, from the leader"
 
 # Settings by their path, or a whole section by its path and ".*": why they do nothing.
 UNBUILT: dict[str, str] = {
-    "restapi.certfile": TLS,
-    "restapi.keyfile": TLS,
-    "restapi.keyfile_password": TLS,
-    "restapi.cafile": TLS,
-    "restapi.ciphers": TLS,
-    "restapi.verify_client": TLS,
-    "restapi.allowlist": "every address may ask so far; restapi.authentication guards what changes something",
-    "restapi.allowlist_include_members": "every address may ask so far",
-    "restapi.http_extra_headers": "answers carry no further headers so far",
-    "restapi.https_extra_headers": TLS,
-    "ctl.*": "matriarch's commands read etcd, not the REST API",
     "postgresql.config_dir": "the configuration files lie in the data directory so far",
     "postgresql.use_unix_socket": "the agent reaches its own server by the Unix socket, always",
     "postgresql.use_unix_socket_repl": "the agent's own replication connections take the network so far",
@@ -67,9 +55,6 @@ DYNAMIC_POSTGRESQL = ("use_pg_rewind", "parameters", "pg_hba", "pg_ident", "reco
 LOCAL_SO_FAR = "it is read from each node's own settings so far; set it under postgresql there"
 # What asks for nothing that is not so anyway.
 HARMLESS: dict[str, tuple[object, ...]] = {
-    "restapi.verify_client": ("none",),
-    "restapi.allowlist_include_members": (False,),
-    "ctl.insecure": (False,),
     "postgresql.use_unix_socket": (True,),
     "postgresql.use_unix_socket_repl": (False,),
     "postgresql.config_base_name": ("postgresql",),
