@@ -7,7 +7,7 @@ import re
 
 from effects.config_desk import ConfigDesk
 from effects.etcd import EtcdClient
-from effects.etcd_types import KeyValue, Transacted, absent, delete, mod_revision_is, put, value_is
+from effects.etcd_types import Compare, KeyValue, Transacted, absent, delete, mod_revision_is, put, value_is
 from effects.lanes import Lane, Report
 from effects.redaction import without_secrets
 from fsm import effects as do
@@ -86,8 +86,9 @@ class ClusterKeys:
     async def take_leader(self, effect: do.TakeLeaderKey) -> AnyResult:
         """The leader key under the lease: created if absent, bound anew if it names this member already."""
         leader = self._key("leader")
+        is_sync_seen = self._is_as_seen(self._key("sync"), effect.sync_revision)
         taken = await self._client.transact(
-            [absent(leader)],
+            [absent(leader), is_sync_seen],
             [put(leader, self._name, effect.lease_id)],
             timeout_ms=effect.timeout_ms,
             else_read=leader,
@@ -183,9 +184,8 @@ class ClusterKeys:
     async def write_sync(self, effect: do.WriteSync) -> AnyResult:
         """The `sync` key, as long as this member leads and the key is the one that was seen."""
         key = self._key("sync")
-        seen = mod_revision_is(key, effect.mod_revision) if effect.mod_revision else absent(key)
         written = await self._client.transact(
-            [value_is(self._key("leader"), self._name), seen],
+            [value_is(self._key("leader"), self._name), self._is_as_seen(key, effect.mod_revision)],
             [put(key, effect.text)],
             timeout_ms=effect.timeout_ms,
             else_read=key,
@@ -220,6 +220,10 @@ class ClusterKeys:
             else_read=key,
         )
         return self._written("failover", written, "{}", 0)
+
+    def _is_as_seen(self, key: str, mod_revision: int) -> Compare:
+        """That the key was not written since that revision; 0: that it is absent."""
+        return mod_revision_is(key, mod_revision) if mod_revision else absent(key)
 
     # ---- shapes -----------------------------------------------------------------------------------------------------
 

@@ -52,12 +52,16 @@ class RevokeLease(Effect, frozen=True, kw_only=True):
 
 
 class TakeLeaderKey(Effect, frozen=True, kw_only=True):
-    """Create the leader key under our lease if it is absent, or bind it to our lease if it already names this node."""
+    """Create the leader key under our lease if it is absent, or bind it to our lease if it already names this node.
+
+    It is created only while the `sync` key, by which this node stood, is still the one of that revision (0: absent).
+    """
 
     resource: ClassVar[Resource] = "leader"
     is_irreversible: ClassVar[bool] = True
     lease_id: int
     valid_until_ms: int
+    sync_revision: int = 0
 
 
 class ReleaseLeaderKey(Effect, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from fsm.dynamic import is_configuration, parse_dynamic
-from fsm.effects import Effect, SetSyncNames, StartPrimary
+from fsm.effects import Effect, SetSyncNames, StartPrimary, WriteSync
 from fsm.events import (
     AgentStarted,
     AnyEvent,
@@ -456,6 +456,8 @@ def _lease_held(view: View, event: Succeeded, result: LeaseHeld) -> View:
 def _key_written(view: View, event: Succeeded, result: KeyWritten) -> View:
     if not result.applied:
         view = _with_failure(view, event.duty, "refused", "the condition of the transaction did not hold")
+    elif event.duty == "write-sync":
+        view = replace(view, waiting=replace(view.waiting, is_key_certain=True))
     elif event.duty == "publish-member":
         view = replace(view, published_at_ms=event.at_ms)
     if event.duty == "request-failover":
@@ -554,6 +556,8 @@ _FOLDS: dict[type, Callable[[View, Any], View]] = {
 def with_issued(view: View, duty: str, underway: Underway, effect: Effect) -> View:
     """What this node knows once it has told an executor to do something."""
     view = replace(view, underway={**view.underway, duty: underway})
+    if isinstance(effect, WriteSync):
+        view = replace(view, waiting=replace(view.waiting, is_key_certain=False))
     if isinstance(effect, SetSyncNames | StartPrimary) and effect.names is not None:
         view = replace(view, waiting=ordered(view.waiting, effect.names))
     if underway.kind in ("Promote", "StartPrimary"):

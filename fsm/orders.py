@@ -45,8 +45,16 @@ def take_leader_key(view: View) -> do.TakeLeaderKey:
     """The leader key under the present lease."""
     assert view.lease is not None
     return do.TakeLeaderKey(
-        timeout_ms=KEYS_TIMEOUT_MS, lease_id=view.lease.lease_id, valid_until_ms=view.lease.writable_until_ms
+        timeout_ms=KEYS_TIMEOUT_MS,
+        lease_id=view.lease.lease_id,
+        valid_until_ms=view.lease.writable_until_ms,
+        sync_revision=_sync_revision(view),
     )
+
+
+def _sync_revision(view: View) -> int:
+    seen = view.keys.get("sync")
+    return seen.mod_revision if seen is not None and seen.value is not None else 0
 
 
 def release_leader_key(view: View) -> do.ReleaseLeaderKey:
@@ -100,22 +108,19 @@ def publish_failsafe(view: View) -> do.PublishAsLeader:
 
 def write_sync(view: View) -> do.WriteSync:
     """The `sync` key as it should be."""
-    key, seen = next_key(view), view.keys.get("sync")
+    key = next_key(view)
     return do.WriteSync(
         timeout_ms=KEYS_TIMEOUT_MS,
         text=sync_text(key or view.sync),
-        mod_revision=seen.mod_revision if seen is not None and seen.value is not None else 0,
+        mod_revision=_sync_revision(view),
         valid_until_ms=view.writable_until_ms,
     )
 
 
 def delete_sync(view: View) -> do.DeleteSync:
     """No `sync` key."""
-    seen = view.keys.get("sync")
     return do.DeleteSync(
-        timeout_ms=KEYS_TIMEOUT_MS,
-        mod_revision=seen.mod_revision if seen is not None else 0,
-        valid_until_ms=view.writable_until_ms,
+        timeout_ms=KEYS_TIMEOUT_MS, mod_revision=_sync_revision(view), valid_until_ms=view.writable_until_ms
     )
 
 

@@ -152,10 +152,15 @@ def first_names(view: View) -> SyncNames:
     return STRICTLY_NOBODY if view.dynamic.synchronous_mode_strict and not names.names else names
 
 
+def is_key_ours(view: View) -> bool:
+    """True when the `sync` key is surely the one that this leader wrote last."""
+    return view.sync.leader == view.name and view.waiting.is_key_certain
+
+
 def names_to_order(view: View) -> SyncNames | None:
     """The names to order now, before a promotion or after; None when they are in force, or were just ordered."""
     probe, waiting = view.server.probe, view.waiting
-    if probe is None or view.server.process != "running" or view.sync.leader != view.name:
+    if probe is None or view.server.process != "running" or not is_key_ours(view):
         return None
     if probe.in_recovery:
         first = first_names(view)
@@ -183,23 +188,27 @@ def next_key(view: View) -> SyncKey | None:
     """The `sync` key to write now; None when it is right, or has to wait for the names.
 
     A leader begins with nobody in it, before its server accepts writes: those of its predecessor's key do not wait for
-    its own commits.
+    its own commits. A key that is its own already, or may have been written since it was seen, is written as it is:
+    what was on its way before that is then refused.
     """
-    key, waiting = view.sync, view.waiting
-    if key.leader != view.name:
+    if view.sync.leader != view.name:
         return SyncKey(leader=view.name)
+    wanted = _wanted_key(view)
+    return wanted if wanted != view.sync or not view.waiting.is_key_certain else None
+
+
+def _wanted_key(view: View) -> SyncKey:
+    key, waiting = view.sync, view.waiting
     if waiting.names is None:
-        return None
+        return key
     if key.members and (are_names_foreign(view) or not is_safe(key, waiting.names)):
         return SyncKey(leader=view.name)  # somebody changed the names, or the key, behind the agent's back
     if next_names(view) is not None:
-        return None
+        return key
     if waiting.is_settled:
-        wanted = key_towards(view.name, waiting.names, aim_of(view))
-    else:
-        # Names on their way to be settled are waited for, unless the key demands names that nobody can satisfy.
-        wanted = key if _is_satisfiable(view, _names_aimed_at(view)) else _without_the_dead(view)
-    return wanted if wanted != key else None
+        return key_towards(view.name, waiting.names, aim_of(view))
+    # Names on their way to be settled are waited for, unless the key demands names that nobody can satisfy.
+    return key if _is_satisfiable(view, _names_aimed_at(view)) else _without_the_dead(view)
 
 
 def _without_the_dead(view: View) -> SyncKey:

@@ -130,6 +130,9 @@ class StandbyTrack(Fact, frozen=True, kw_only=True):
 class Waiting(Fact, frozen=True, kw_only=True):
     """Whom commits at this leader's server wait for. Known by a leader only, and anew in each term."""
 
+    is_key_certain: bool = False
+    """True once a write of the `sync` key was applied in this term and none has been on its way since. Until then names
+    are left alone: a write of unknown outcome may have put somebody into the key whom others would not wait for."""
     names: SyncNames | None = None
     """What was last ordered, or found at the first look; None before it."""
     is_first: bool = True

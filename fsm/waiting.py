@@ -15,6 +15,7 @@ def ordered(waiting: Waiting, names: SyncNames) -> Waiting:
     """What is known once names are ordered: from now on they may be in force, and nothing may rest on them yet."""
     had_none = waiting.names is None or not waiting.names.names
     return Waiting(
+        is_key_certain=waiting.is_key_certain,
         names=names,
         is_first=had_none,
         is_settled=not names.names,
@@ -26,7 +27,7 @@ def looked(view: View, probe: Probe, at_ms: int) -> Waiting:
     """What is known after a look at the primary."""
     waiting = view.waiting
     if waiting.names is None:
-        waiting = Waiting(names=parse_names(probe.synchronous_standby_names) or NOBODY)
+        waiting = replace(waiting, names=parse_names(probe.synchronous_standby_names) or NOBODY)
     assert waiting.names is not None
     standbys = _tracks(view, probe, at_ms)
     if probe.synchronous_standby_names != waiting.names.text:

@@ -54,7 +54,7 @@ def has_doubled_standby(view: View) -> bool:
 
 def is_sync_key_claimed(view: View) -> bool:
     """No synchronous mode is on, or the `sync` key says that nobody but this leader may be promoted after it yet."""
-    return is_asynchronous(view) or view.sync.leader == view.name
+    return is_asynchronous(view) or sync.is_key_ours(view)
 
 
 def is_waiting_prepared(view: View) -> bool:

@@ -3,6 +3,7 @@
 from msgspec.structs import replace
 
 from fsm import effects as do
+from fsm import events as ev
 from fsm.facts import PeerReport, Standby
 from fsm.syncnames import PLACEHOLDER
 from fsm.wire import SyncKey, compact, parse_sync, sync_text
@@ -344,3 +345,57 @@ def test_running_primary_is_left_without_a_key_when_the_sync_key_does_not_name_i
     world.wait(5_000)
     assert "B7" not in world.rules
     assert world.keys["initialize"].value == SYSTEM_ID
+
+
+# ---- what is not known -----------------------------------------------------------------------------------------------
+
+
+def unknown(world: World, duty: str) -> None:
+    """The outcome of the duty's effect, which was held, is not known."""
+    issued = next(issued for issued in world.pending if issued.duty == duty)
+    world.pending.remove(issued)
+    world.feed(ev.Unknown(at_ms=world.now_ms, effect_id=issued.effect_id, duty=duty, detail="no answer"))
+
+
+def test_names_are_left_alone_when_nobody_knows_whether_the_key_was_written() -> None:
+    """A write that may have been applied may have put somebody into the key whom other names would not wait for."""
+    world = new_leader(first_config=ON)
+    for name in ("n2", "n3"):
+        world.join(name)
+    world.held.add("write-sync")
+    streaming(world, "n2")
+    world.until(lambda w: any(issued.duty == "write-sync" for issued in w.pending))
+    streaming(world, "n3")
+    world.wait(1_000)
+    world.lose_etcd()
+    unknown(world, "write-sync")
+    world.wait(8_000)
+    assert world.server is not None
+    assert world.server.sync_names == "n2", "n2 may be in the key: commits must not go on without it"
+    world.held.clear()
+    world.heal_etcd()
+    world.wait(8_000)
+    assert (world.server.sync_names, key_of(world).members) == ("n3", ("n3",))
+
+
+def test_key_is_written_anew_when_a_new_agent_finds_it_its_own() -> None:
+    """What the former agent had sent may still be on its way: after a write by the new one it is refused."""
+    world = leader_of(ON, "n2")
+    count = len(world.orders(do.WriteSync))
+    revision = world.keys["sync"].mod_revision
+    world.boot()
+    world.wait(5_000)
+    assert len(world.orders(do.WriteSync)) == count + 1
+    assert world.keys["sync"].mod_revision > revision
+    assert key_of(world) == SyncKey(leader="n1", members=("n2",))
+
+
+def test_leader_key_is_not_taken_when_the_sync_key_was_written_unseen() -> None:
+    """Somebody may have led and gone in between, and have taken this node out of those who hold everything."""
+    world = voter(ON, SyncKey(leader="n2", members=("n1",)))
+    world.held.add("take-leader-key")
+    world.delete("leader")
+    world.until(lambda w: any(issued.duty == "take-leader-key" for issued in w.pending))
+    order = world.orders(do.TakeLeaderKey)[-1]
+    assert isinstance(order, do.TakeLeaderKey)
+    assert order.sync_revision == world.keys["sync"].mod_revision

@@ -408,7 +408,9 @@ class World:
         held = leader.value if leader else None
         match effect:
             case do.TakeLeaderKey():
-                return self._written(held in (None, self.name), "leader", self.name, effect.lease_id)
+                seen = self.keys.get("sync")
+                is_seen = held is not None or effect.sync_revision == (seen.mod_revision if seen else 0)
+                return self._written(held in (None, self.name) and is_seen, "leader", self.name, effect.lease_id)
             case do.ReleaseLeaderKey():
                 return self._written(held == self.name, "leader", None)
             case do.ClaimInitialize():
