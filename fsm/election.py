@@ -137,7 +137,7 @@ def has_received_nothing(view: View) -> bool:
 
 def stale_or_silent_peers(view: View) -> list[str]:
     """Members that have not yet told, in this candidacy, a position that they looked up lately."""
-    asked = everybody_else(view) if has_received_nothing(view) else other_members(view)
+    asked = everybody_else(view) if is_waiting_for_starts(view) else other_members(view)
     waiting = [name for name in asked if not _has_told_its_position(view, view.peers.get(name))]
     if view.peers_heard_at_ms < view.state_since_ms:
         waiting.extend(name for name in everybody_else(view) if name not in waiting)  # must be asked, need not answer
@@ -147,10 +147,24 @@ def stale_or_silent_peers(view: View) -> list[str]:
 def _has_told_its_position(view: View, heard: HeardPeer | None) -> bool:
     if heard is None or heard.at_ms < view.state_since_ms or heard.report.probed_ago_ms > PEER_REPORT_FRESH_MS:
         return False
-    return not (has_received_nothing(view) and is_on_its_way(heard.report))
+    return not (is_waiting_for_starts(view) and is_on_its_way(heard.report))
 
 
 def has_waited_long_enough(view: View) -> bool:
     """True when silent members, and those that start, have had their time in this candidacy: silence is no vote."""
-    patience_ms = STARTING_MEMBER_WAIT_MS if has_received_nothing(view) else PEER_ANSWER_TIMEOUT_MS
-    return view.now_ms - view.state_since_ms >= patience_ms
+    if view.now_ms - view.state_since_ms < PEER_ANSWER_TIMEOUT_MS:
+        return False
+    return not is_waiting_for_starts(view) or view.now_ms >= starts_awaited_until_ms(view)
+
+
+def is_waiting_for_starts(view: View) -> bool:
+    """True when members that are silent or starting may have more WAL than this node, and nothing else tells.
+
+    In a synchronous mode the `sync` key tells.
+    """
+    return has_received_nothing(view) and not is_sync_key_decisive(view)
+
+
+def starts_awaited_until_ms(view: View) -> int:
+    """Until when members that start are waited for: counted once, however often this node stands meanwhile."""
+    return max(view.leader_free_since_ms or 0, view.server.spawned_at_ms) + STARTING_MEMBER_WAIT_MS

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from fsm.election import starts_awaited_until_ms
 from fsm.guards.leading import start_timeout_ms
 from fsm.handover import request_in_force
 from fsm.states import State
@@ -23,7 +24,6 @@ from fsm.timing import (
     PROMOTE_AGAIN_MS,
     SCHEDULE_LATE_MS,
     SCHEDULE_SKEW_MS,
-    STARTING_MEMBER_WAIT_MS,
     SWITCHOVER_WRITTEN_WITHIN_MS,
     SYNC_SETTLE_MS,
     UNANSWERED_GRACE_MS,
@@ -64,7 +64,7 @@ def _election_instants(view: View) -> Iterator[int]:
         yield view.leader_free_since_ms + NAMED_SUCCESSOR_WAIT_MS
     if view.state is State.CANDIDATE:
         yield view.state_since_ms + PEER_ANSWER_TIMEOUT_MS
-        yield view.state_since_ms + STARTING_MEMBER_WAIT_MS
+        yield starts_awaited_until_ms(view)
         yield view.achieved.get("ask-peers", 0) + PEER_REASK_MS
         yield view.achieved.get("ask-peers", 0) + PEER_REASK_LATER_MS
     if view.state in (State.CANDIDATE, State.REPLICA):

@@ -401,3 +401,25 @@ def test_crashed_leader_is_rewound_before_it_is_started_when_rewind_is_on() -> N
     world = crashed_leader(20 * MIB, "{}")
     world.until(is_following)
     assert world.rules[0] == "B3"
+
+
+def test_replica_leads_in_time_when_it_stands_again_and_again_before_that() -> None:
+    """Members that start are waited for once, not anew in each candidacy: a rival that comes and goes costs no more."""
+    world = restarted_with("starting")
+    world.until_state("candidate")
+    began_ms = world.now_ms
+    while world.now_ms < began_ms + STARTING_MEMBER_WAIT_MS:
+        world.reports["n2"] = PeerReport(name="n2", role="replica", state="running", position_lsn=90 * MIB, timeline=1)
+        world.until_state("replica")
+        world.reports["n2"] = PeerReport(name="n2", role="uninitialized", state="starting")
+        world.until_state("candidate")
+        world.wait(500)
+    world.until_state("leader", within_ms=2_000)
+
+
+def test_synchronous_standby_does_not_wait_for_members_that_start_when_the_key_names_it() -> None:
+    """It holds every acknowledged commit, whatever the others will say."""
+    world = restarted_with("starting")
+    world.put("config", '{"ttl":30,"synchronous_mode":true}')
+    world.put("sync", '{"leader":"n2","quorum":0,"sync_standby":"n1"}')
+    world.until_state("leader", within_ms=STARTING_MEMBER_WAIT_MS // 2)
