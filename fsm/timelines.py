@@ -21,15 +21,15 @@ def has_running_standby_diverged(timeline: int, position_lsn: int, history: Time
 
 
 def has_stopped_server_diverged(directory: DataDirectory, history: TimelineHistory, *, is_doubt_a_yes: bool) -> bool:
-    """True when a stopped server's data may not simply follow the leader.
+    """True when a stopped server's data surely went another way than the leader's.
 
     A standby is judged when it runs: starting it changes nothing that cannot be undone. Of a former primary:
 
     - cleanly shut down, its last record is the shutdown checkpoint, so it has diverged exactly when that record starts
       at or after the switchpoint;
-    - crashed, nobody can say how far its WAL went beyond its last checkpoint: where doubt is a yes it counts as
-      diverged, and pg_rewind, which recovers it first, finds out whether there is anything to rewind; where not, it is
-      started as a standby, which recovers it as well and tells how far it went.
+    - crashed, nobody can say how far its WAL went beyond its last checkpoint: it is started as a standby, which takes
+      no connections before it has recovered all of it, and then tells how far that was. Most have nothing of their
+      own. Where doubt is a yes, because it does not start, it counts as diverged.
     """
     if not was_primary(directory):
         return False

@@ -42,6 +42,9 @@ FAILED_STARTS_MAX = 3
 """A server that ends this often without having served for a minute in between is not started as primary again here:
 a crash loop is a failure even if each single start is quick."""
 
+DOUBTFUL_STARTS_MAX = 2
+"""How often a crashed former primary, which may follow or may not, is started to find out; then pg_rewind is asked."""
+
 STANDBY_PAUSE_FIRST_MS = 500
 STANDBY_PAUSE_MOST_MS = 30_000
 """Pauses before a standby that keeps ending is started again, from its second end in a row: one crash is recovered from

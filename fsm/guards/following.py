@@ -6,7 +6,7 @@ from fsm.guards.directory import has_cloned, is_rewind_unfinished
 from fsm.guards.keys import is_etcd_watched, is_leader_key_held_by_another
 from fsm.states import State
 from fsm.timelines import has_running_standby_diverged, has_stopped_server_diverged, known_history, was_primary
-from fsm.timing import REWIND_ATTEMPTS_MAX
+from fsm.timing import DOUBTFUL_STARTS_MAX, REWIND_ATTEMPTS_MAX
 from fsm.view import View
 from fsm.wire import Member
 
@@ -21,8 +21,7 @@ def has_diverged(view: View) -> bool:
     directory = view.directory
     if directory is None or directory.condition != "cluster":
         return False
-    # A base backup of everything is a high price for a doubt; pg_rewind costs little where there is nothing to rewind.
-    is_doubt_a_yes = is_rewind_possible(view) or not may_clone_on_divergence(view)
+    is_doubt_a_yes = view.server.failed_starts >= DOUBTFUL_STARTS_MAX
     return has_stopped_server_diverged(directory, history, is_doubt_a_yes=is_doubt_a_yes)
 
 

@@ -151,10 +151,11 @@ async def test_former_leader_is_cloned_when_rewind_is_off(real: RealCluster) -> 
     assert forget_what_was_kept_aside(old) == 1
 
 
-async def test_nothing_is_done_when_the_leader_crashed_with_nothing_of_its_own_and_rewind_is_off() -> None:
-    """A base backup is a high price for a doubt that the server's own recovery settles."""
-    off = {"ttl": 3, "postgresql": {"use_pg_rewind": False}}
-    async with running_cluster(etcd_members=3, size=2, dynamic=off) as (quiet, _):
+@pytest.mark.parametrize("use_pg_rewind", [True, False])
+async def test_nothing_is_done_when_the_leader_crashed_with_nothing_of_its_own(use_pg_rewind: bool) -> None:
+    """The server's own recovery settles the doubt: neither pg_rewind nor a base backup is run."""
+    dynamic = {"ttl": 3, "postgresql": {"use_pg_rewind": use_pg_rewind}}
+    async with running_cluster(etcd_members=3, size=2, dynamic=dynamic) as (quiet, _):
         old, since_ms = quiet.leader, now_ms()
         tell_primary(quiet, "CREATE TABLE extra (id int, filling text)", "CHECKPOINT", WRITE_EXTRA)
         await until(lambda: bool(ask_primary(quiet, LEVEL)))

@@ -9,6 +9,7 @@ from fsm.election import has_received_nothing
 from fsm.facts import KeyChange, PeerReport
 from fsm.timing import (
     CRASH_FORGIVEN_AFTER_MS,
+    DOUBTFUL_STARTS_MAX,
     PEER_ANSWER_TIMEOUT_MS,
     STANDBY_PAUSE_FIRST_MS,
     STANDBY_PAUSE_MOST_MS,
@@ -396,11 +397,29 @@ def test_crashed_leader_is_cloned_when_its_recovery_shows_more_wal_and_rewind_is
     assert world.rules[:2] == ["B1", "R5"]
 
 
-def test_crashed_leader_is_rewound_before_it_is_started_when_rewind_is_on() -> None:
-    """pg_rewind recovers it and finds out at little cost."""
+def test_crashed_leader_follows_when_it_has_no_more_wal_and_rewind_is_on() -> None:
+    """Neither is run where there is nothing to rewind."""
     world = crashed_leader(20 * MIB, "{}")
     world.until(is_following)
-    assert world.rules[0] == "B3"
+    world.wait(10_000)
+    assert world.orders(do.Clone) == world.orders(do.Rewind) == []
+
+
+def test_crashed_leader_is_rewound_when_its_recovery_shows_more_wal() -> None:
+    """What it has beyond the fork shows once it is recovered, and pg_rewind takes it away."""
+    world = crashed_leader(21 * MIB, "{}")
+    world.until(lambda w: bool(w.orders(do.Rewind)) and is_following(w))
+    assert world.rules == ["B1", "R2", "W1"]
+
+
+def test_crashed_leader_is_rewound_when_it_does_not_start() -> None:
+    """A server that ends while it recovers cannot tell whether it diverged; pg_rewind, or a base backup, can help."""
+    world = crashed_leader(20 * MIB, "{}")
+    for _ in range(DOUBTFUL_STARTS_MAX):
+        world.until(lambda w: w.server is not None)
+        world.crash()
+        world.directory = replace(CLUSTER, control_state="in crash recovery", checkpoint_lsn=10 * MIB)
+    world.until(lambda w: bool(w.orders(do.Rewind)) and is_following(w))
 
 
 def test_replica_leads_in_time_when_it_stands_again_and_again_before_that() -> None:
