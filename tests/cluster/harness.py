@@ -26,6 +26,7 @@ from fsm.machine import Issued
 from fsm.wire import SyncKey, parse_sync
 
 SETTLED_TIMEOUT_S = 60
+SHOWN_LINES = 40
 PREFIX = "/service/demo/"
 """Where the cluster's keys lie in etcd."""
 STREAMING = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
@@ -100,6 +101,14 @@ class RealCluster:
         return [issued for entry in entries for issued in entry.effects if isinstance(issued.effect, kind)]
 
 
+def _show_what_was_said(cluster: DemoCluster) -> None:
+    """The end of every agent's console, for whoever reads why a test failed."""
+    for node in cluster.nodes:
+        if node.output_path.exists():
+            print(f"---- {node.name}")
+            print("\n".join(node.output_path.read_text(errors="replace").splitlines()[-SHOWN_LINES:]))
+
+
 def _is_settled(picture: ClusterPicture, but: Collection[str]) -> bool:
     members = tuple(member for member in picture.members if member.name not in but)
     return msgspec.structs.replace(picture, members=members).is_settled
@@ -128,6 +137,9 @@ async def running_cluster(**wanted: Unpack[Wanted]) -> AsyncIterator[tuple[RealC
                     yield real, took_ms
                 else:
                     yield real, 0
+        except BaseException:
+            _show_what_was_said(cluster)
+            raise
         finally:
             with anyio.CancelScope(shield=True):
                 await cluster.stop()

@@ -70,6 +70,7 @@ async def lose_the_leader(real: RealCluster, writers: Writers, chance: random.Ra
         await until(lambda: writers.have_written(50, since_ms=since_ms))
         await anyio.sleep(chance.uniform(0, 3))
         old.crash()
+    await until(lambda: not old.leftovers())
     if (await sync_key(real)).members:
         await until_led_by_another(real, old.name)
     old.bring_back()  # at once when nobody else may lead
