@@ -1,0 +1,60 @@
+"""Synchronous modes under a hostile hand: answers that are lost, watches that lag, agents that begin anew half way."""
+
+from msgspec.structs import replace
+
+from fsm import effects as do
+from fsm import events as ev
+from fsm.sync import is_safe
+from fsm.syncnames import parse_names
+from fsm.wire import SyncKey, sync_text
+from tests.fsm.test_sync_stories import ON, QUORUM, key_of, leader_of, report, streaming, voter
+from tests.fsm.world import MIB, World, new_leader
+
+
+def write_unseen(world: World, key: SyncKey) -> None:
+    """Somebody writes the `sync` key, and the watch does not tell of it."""
+    world.revision += 3
+    world.keys["sync"] = replace(world.keys["sync"], value=sync_text(key), mod_revision=world.revision)
+
+
+def is_safe_now(world: World) -> bool:
+    """True when whoever may be promoted by the key in etcd meets whoever acknowledges at the server."""
+    assert world.server is not None
+    names = parse_names(world.server.sync_names)
+    return names is not None and is_safe(key_of(world), names)
+
+
+def apply_and_lose_the_answer(world: World, duty: str) -> None:
+    """etcd applies what a held duty asks for, but neither the answer nor the watch's word arrives."""
+    issued = next(p for p in world.pending if p.duty == duty)
+    world.pending.remove(issued)
+    world.is_etcd_up = False
+    world._perform_sync_key(issued.effect)  # type: ignore[arg-type]  # one of the two
+    world.feed(ev.EtcdLost(at_ms=world.now_ms, detail="no answer"))
+    world.feed(ev.Unknown(at_ms=world.now_ms, effect_id=issued.effect_id, duty=duty, detail="no answer"))
+
+
+def with_write_under_way() -> World:
+    """A leader that is about to take n2 into the key."""
+    world = new_leader(first_config=ON)
+    world.join("n2")
+    world.held.add("write-sync")
+    streaming(world, "n2")
+    world.wait(6_000)
+    assert any(p.duty == "write-sync" for p in world.pending)
+    return world
+
+
+def test_leader_key_is_not_taken_when_another_led_unseen() -> None:
+    """The watch lags: n3 led, named only itself in the `sync` key, and is gone. What it acknowledged is not here."""
+    world = voter(ON, SyncKey(leader="n2", members=("n1",)))
+    world.held.add("take-leader-key")
+    world.delete("leader")
+    world.wait(300)
+    write_unseen(world, SyncKey(leader="n3"))
+    world.held.clear()
+    world.wait(1_000)
+    assert len(world.orders(do.TakeLeaderKey)) > 1
+    assert "leader" not in world.keys
+
+
