@@ -125,7 +125,7 @@ def _cluster_read(view: View, event: ClusterRead) -> View:
         if key.value is not None and name not in {change.key for change in event.keys}
     ]
     view = _with_due(_with_changes(replace(view, etcd=etcd), [*event.keys, *gone]), event)
-    if view.leader is None and view.leader_free_since_ms is None:
+    if view.leader is None:  # somebody may have led since etcd was last heard of
         return replace(view, leader_free_since_ms=view.now_ms)
     return view
 

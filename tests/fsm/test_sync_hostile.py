@@ -58,3 +58,21 @@ def test_leader_key_is_not_taken_when_another_led_unseen() -> None:
     assert "leader" not in world.keys
 
 
+def test_votes_are_asked_for_anew_when_etcd_was_not_heard_of_for_a_while() -> None:
+    """Somebody may have led meanwhile: what a voter said before that is no vote."""
+    world = voter(QUORUM, SyncKey(leader="n2", members=("n1", "n3"), quorum=1))
+    world.reports["n3"] = report("n3", 5 * MIB)
+    world.held.add("take-leader-key")
+    world.delete("leader")
+    world.wait(2_000)
+    world.held.clear()
+    world.lose_etcd()
+    world.wait(500)
+    assert world.view.state == "replica"
+    del world.reports["n3"]
+    write_unseen(world, SyncKey(leader="n4", members=("n1", "n3"), quorum=1))
+    world.heal_etcd()
+    world.wait(10_000)
+    assert world.view.state != "leader"
+
+
