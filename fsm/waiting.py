@@ -17,7 +17,8 @@ def ordered(waiting: Waiting, names: SyncNames) -> Waiting:
     return Waiting(
         is_key_certain=waiting.is_key_certain,
         names=names,
-        is_first=had_none,
+        # The first ones that nobody has seen begin to count hand that on to those that take their place.
+        is_first=had_none or (waiting.is_first and not waiting.is_settled),
         is_settled=not names.names,
         standbys=waiting.standbys,
     )
@@ -31,7 +32,9 @@ def looked(view: View, probe: Probe, at_ms: int) -> Waiting:
     assert waiting.names is not None
     standbys = _tracks(view, probe, at_ms)
     if probe.synchronous_standby_names != waiting.names.text:
-        return replace(waiting, shown_since_ms=None, mark_lsn=0, is_settled=False, standbys=standbys)
+        # With no names in force commits have ceased to wait: they must be seen to begin anew.
+        is_first = waiting.is_first or not probe.synchronous_standby_names
+        return replace(waiting, is_first=is_first, shown_since_ms=None, mark_lsn=0, is_settled=False, standbys=standbys)
     since_ms = waiting.shown_since_ms if waiting.shown_since_ms is not None else at_ms
     is_settled = waiting.is_settled or _has_caught_up(waiting, waiting.names, view, probe)
     return replace(waiting, shown_since_ms=since_ms, is_settled=is_settled, standbys=standbys)

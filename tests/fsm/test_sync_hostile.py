@@ -45,6 +45,31 @@ def with_write_under_way() -> World:
     return world
 
 
+def test_first_names_are_looked_for_when_others_took_their_place_before_they_settled() -> None:
+    """The checkpointer that did not read the first names has not read the second either."""
+    world = new_leader(first_config=ON)
+    world.join("n2")
+    world.join("n3")
+    world.failing["read-sync-mark"] = "sql"
+    streaming(world, "n2")
+    world.wait(3_000)
+    streaming(world, "n3")
+    world.wait(3_000)
+    assert world.server is not None
+    assert world.server.sync_names == "n3"
+    assert world.orders(do.ReadSyncMark)[-1].is_first  # type: ignore[union-attr]
+
+
+def test_first_names_are_looked_for_when_somebody_had_emptied_them() -> None:
+    """The checkpointer may still go by the empty ones."""
+    world = leader_of(ON, "n2")
+    assert world.server is not None
+    world.server.sync_names = ""
+    world.wait(5_000)
+    assert world.server.sync_names == "n2"
+    assert world.orders(do.ReadSyncMark)[-1].is_first  # type: ignore[union-attr]
+
+
 def test_leader_key_is_not_taken_when_another_led_unseen() -> None:
     """The watch lags: n3 led, named only itself in the `sync` key, and is gone. What it acknowledged is not here."""
     world = voter(ON, SyncKey(leader="n2", members=("n1",)))
