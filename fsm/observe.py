@@ -6,7 +6,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from fsm.dynamic import is_configuration, parse_dynamic
-from fsm.effects import Effect, SetSyncNames, StartPrimary, WriteSync
+from fsm.effects import DeleteSync, Effect, ReleaseSyncNames, SetSyncNames, StartPrimary, WriteSync
 from fsm.events import (
     AgentStarted,
     AnyEvent,
@@ -63,7 +63,7 @@ from fsm.requests import (
 from fsm.states import State
 from fsm.timing import CRASH_FORGIVEN_AFTER_MS, UNANSWERED_GRACE_MS, writable_until_ms
 from fsm.view import Attempts, Fence, HeardPeer, LeaderHistory, Lease, Promise, Server, Underway, View
-from fsm.waiting import looked, marked, ordered
+from fsm.waiting import looked, marked, ordered, released
 from fsm.wire import (
     parse_failover,
     parse_failsafe,
@@ -456,7 +456,7 @@ def _lease_held(view: View, event: Succeeded, result: LeaseHeld) -> View:
 def _key_written(view: View, event: Succeeded, result: KeyWritten) -> View:
     if not result.applied:
         view = _with_failure(view, event.duty, "refused", "the condition of the transaction did not hold")
-    elif event.duty == "write-sync":
+    elif event.duty == "write-sync" and "write-sync" not in view.underway:  # else a late answer to an earlier one
         view = replace(view, waiting=replace(view.waiting, is_key_certain=True))
     elif event.duty == "publish-member":
         view = replace(view, published_at_ms=event.at_ms)
@@ -556,10 +556,12 @@ _FOLDS: dict[type, Callable[[View, Any], View]] = {
 def with_issued(view: View, duty: str, underway: Underway, effect: Effect) -> View:
     """What this node knows once it has told an executor to do something."""
     view = replace(view, underway={**view.underway, duty: underway})
-    if isinstance(effect, WriteSync):
+    if isinstance(effect, WriteSync | DeleteSync):
         view = replace(view, waiting=replace(view.waiting, is_key_certain=False))
     if isinstance(effect, SetSyncNames | StartPrimary) and effect.names is not None:
         view = replace(view, waiting=ordered(view.waiting, effect.names))
+    if isinstance(effect, ReleaseSyncNames):
+        view = replace(view, waiting=released(view.waiting))
     if underway.kind in ("Promote", "StartPrimary"):
         is_promotion = underway.kind == "Promote"
         server = replace(view.server, may_be_primary=True, is_promotion_asked=is_promotion)

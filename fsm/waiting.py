@@ -24,6 +24,11 @@ def ordered(waiting: Waiting, names: SyncNames) -> Waiting:
     )
 
 
+def released(waiting: Waiting) -> Waiting:
+    """What is known once the names are left to the operator: nothing rests on any."""
+    return replace(ordered(waiting, NOBODY), is_settled=False)
+
+
 def looked(view: View, probe: Probe, at_ms: int) -> Waiting:
     """What is known after a look at the primary."""
     waiting = view.waiting

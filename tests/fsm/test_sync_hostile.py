@@ -45,6 +45,39 @@ def with_write_under_way() -> World:
     return world
 
 
+def test_names_stay_when_the_key_may_have_been_written() -> None:
+    """The leader does not know that n2 may be promoted by now; n2 is gone, and so is etcd."""
+    world = with_write_under_way()
+    apply_and_lose_the_answer(world, "write-sync")
+    assert key_of(world).members == ("n2",)
+    streaming(world)
+    world.wait(5_000)
+    assert is_safe_now(world)
+
+
+def test_names_stay_when_the_key_is_being_written() -> None:
+    """The same while the answer is still awaited."""
+    world = with_write_under_way()
+    streaming(world)
+    world.wait(1_500)
+    assert world.server is not None
+    assert world.server.sync_names == "n2"
+
+
+def test_new_agent_writes_the_key_when_its_predecessor_may_be_writing_it() -> None:
+    """A write that is still on its way to etcd must not be applied after commits ceased to wait."""
+    world = with_write_under_way()
+    late = next(p for p in world.pending if p.duty == "write-sync").effect
+    world.held.clear()
+    streaming(world)
+    world.boot()
+    world.wait(10_000)
+    assert world.server is not None
+    assert world.server.sync_names == ""
+    world._perform_sync_key(late)  # type: ignore[arg-type]
+    assert is_safe_now(world)
+
+
 def test_first_names_are_looked_for_when_others_took_their_place_before_they_settled() -> None:
     """The checkpointer that did not read the first names has not read the second either."""
     world = new_leader(first_config=ON)
@@ -101,3 +134,14 @@ def test_votes_are_asked_for_anew_when_etcd_was_not_heard_of_for_a_while() -> No
     assert world.view.state != "leader"
 
 
+def test_key_does_not_rest_on_names_when_they_were_released_for_a_moment() -> None:
+    """The mode is switched off and on again before the key was deleted: commits waited for nobody meanwhile."""
+    world = leader_of(ON, "n2")
+    world.failing["delete-sync"] = "unavailable"
+    world.put("config", '{"ttl":30}')
+    world.wait(20)
+    assert world.server is not None
+    assert world.server.sync_names == ""
+    world.put("config", ON)
+    world.wait(30)
+    assert is_safe_now(world)
