@@ -101,5 +101,6 @@ def parse_report(name: str, answer: dict[str, Any]) -> PeerReport:
         timeline=answer["timeline"] if isinstance(answer.get("timeline"), int) else 0,
         no_failover=is_barred_by_tags(tags),
         failover_priority=failover_priority(tags),
+        is_replaying=isinstance(ours, dict) and bool(ours.get("replaying")),
         probed_ago_ms=int(ours.get("probed_ago_ms") or 0) if isinstance(ours, dict) else 0,
     )

@@ -23,7 +23,9 @@ SESSION = "-c statement_timeout=2s -c TimeZone=UTC -c default_transaction_read_o
 # In recovery the CASEs keep PostgreSQL from calling functions that only a primary may call. The list of parameters that
 # wait for a restart is long to make and changes with a reload only, so it is asked for once a reload. What a parameter
 # will be is the last that any configuration file says of it, else what PostgreSQL has for it by itself.
-# Source: PostgreSQL, "System Administration Functions", "The Statistics Views"; all of it is in 14 to 18.
+# A standby that was started has read all WAL on its own disk once it has asked for more, or waits for some; that is
+# looked at before the positions, which then hold. Of the WAL receiver's position nothing is left after a restart.
+# Source: PostgreSQL, "System Administration Functions", "The Statistics Views", "Wait Events"; all is in 14 to 18.
 STATEMENT = """
 WITH server AS MATERIALIZED (SELECT pg_is_in_recovery() AS in_recovery),
      receiver AS MATERIALIZED (SELECT status, received_tli FROM pg_stat_wal_receiver)
@@ -36,6 +38,9 @@ SELECT in_recovery,
                     FROM pg_control_checkpoint() c, pg_control_recovery() r) END,
        (SELECT system_identifier FROM pg_control_system())::text,
        pg_postmaster_start_time(),
+       CASE WHEN in_recovery THEN pg_last_wal_receive_lsn() IS NULL AND NOT EXISTS
+                 (SELECT FROM pg_stat_activity WHERE backend_type = 'startup'
+                     AND wait_event IN ('RecoveryRetrieveRetryInterval', 'RecoveryWalStream')) ELSE false END,
        CASE WHEN in_recovery THEN 0 ELSE pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::bigint END,
        CASE WHEN in_recovery THEN coalesce(pg_wal_lsn_diff(pg_last_wal_receive_lsn(), '0/0')::bigint, 0) ELSE 0 END,
        CASE WHEN in_recovery THEN coalesce(pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::bigint, 0) ELSE 0 END,
@@ -77,6 +82,7 @@ class _Row(msgspec.Struct, frozen=True):
     control_timeline: int
     system_id: str
     started_at: datetime
+    is_replaying: bool
     flushed_lsn: int
     received_lsn: int
     replayed_lsn: int
@@ -166,6 +172,7 @@ class Prober:
             replayed_lsn=row.replayed_lsn,
             replayed_at=row.replayed_at.isoformat(sep=" ") if row.replayed_at else None,
             replay_paused=row.replay_paused,
+            is_replaying=row.is_replaying,
             receiver_status=row.receiver_status,
             upstream_host=upstream[0],
             upstream_port=upstream[1],

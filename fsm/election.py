@@ -64,13 +64,17 @@ def is_failover_to_us(view: View) -> bool:
 
 
 def votes(view: View) -> tuple[str, ...]:
-    """Other members of the `sync` key that hold no more WAL than this node, by a look since the key became free."""
+    """Other members of the `sync` key that hold no more WAL than this node, by a look since the key became free.
+
+    One that was started and still reads the WAL on its disk holds more than it tells.
+    """
     since_ms = view.leader_free_since_ms if view.leader_free_since_ms is not None else view.state_since_ms
     return tuple(
         heard.report.name
         for heard in view.peers.values()
         if heard.report.name in {*view.sync.members, view.sync.leader} - {view.name}
         and 0 < heard.report.position_lsn <= view.position_lsn
+        and not heard.report.is_replaying
         and heard.at_ms - heard.report.probed_ago_ms >= since_ms
     )
 
@@ -120,6 +124,8 @@ def _may_outrank(view: View, report: PeerReport) -> bool:
 
 def is_on_its_way(report: PeerReport) -> bool:
     """True when the peer's server is starting, or about to be, and does not tell yet how far its WAL reaches."""
+    if report.is_replaying:
+        return not report.no_failover
     return not report.position_lsn and report.state in ("starting", "stopped") and not report.no_failover
 
 

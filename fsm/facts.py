@@ -58,6 +58,8 @@ class Probe(Fact, frozen=True, kw_only=True):
     replayed_lsn: int = 0
     replayed_at: str | None = None
     replay_paused: bool = False
+    is_replaying: bool = False
+    """Standby only: it still reads the WAL that was on its disk when it started, and may hold more than it says."""
     receiver_status: str | None = None
     """pg_stat_wal_receiver.status, such as "streaming"; None when there is no WAL receiver."""
     upstream_host: str | None = None
@@ -143,5 +145,7 @@ class PeerReport(Fact, frozen=True, kw_only=True):
     timeline: int = 0
     no_failover: bool = False
     failover_priority: int = 1
+    is_replaying: bool = False
+    """Its server was started and has not read all WAL on its own disk yet: it may hold more than the position says."""
     probed_ago_ms: int = 0
     """How old the peer's own look at its server was; 0 where it looked for this answer (Patroni does)."""

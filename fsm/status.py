@@ -321,6 +321,7 @@ def _ours(view: View, is_log_degraded: bool, progress: dict[str, Any] | None) ->
         "seq": view.seq,
         "log_degraded": is_log_degraded or None,
         "rebuilding": rebuilding_fields(view),
+        "replaying": (view.server.probe is not None and view.server.probe.is_replaying) or None,
         "progress": progress,
         "refused_parameters": dict(view.server.refused_parameters) or None,
     }

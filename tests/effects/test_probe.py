@@ -179,3 +179,25 @@ def test_sqlstate_is_read_when_the_server_refuses_in_another_language() -> None:
     assert _sqlstate(b"E\0\0\0\x30SFATAL\0VFATAL\0C57P03\0MDatenbanksystem startet\0\0") == "57P03"
     assert _sqlstate(b"R\0\0\0\x08\0\0\0\0") is None
     assert _sqlstate(b"") is None
+
+
+@pytest.mark.servers
+async def test_standby_says_that_it_is_replaying_when_its_own_disk_holds_more(
+    open_directory: Path, any_bin: Path, run_as: RunAs | None
+) -> None:
+    """After a crash it answers long before it has read all WAL that it had acknowledged."""
+    async with running_nodes(open_directory, any_bin, run_as, "n1", "n2") as (one, two):
+        await one.become_first_primary()
+        streaming = await two.become_standby_of(one)
+        await one.execute("CREATE TABLE t AS SELECT 1 AS id")
+        flushed_lsn = (await one.prober.probe(2000)).flushed_lsn
+        await two.until_replayed(flushed_lsn)
+        await two.stop("kill")
+        await two.server.start("standby", None, {"recovery_min_apply_delay": "1h"}, armed_until_ms=None)
+        held = await two.until(lambda probe: probe.in_recovery)
+        await two.stop("kill")
+        await two.server.start("standby", None, {}, armed_until_ms=None)
+        ended = await two.until(lambda probe: not probe.is_replaying)
+        assert not streaming.is_replaying
+        assert (held.is_replaying, held.position_lsn < flushed_lsn) == (True, True)
+        assert ended.position_lsn >= flushed_lsn

@@ -8,7 +8,7 @@ from fsm.sync import is_safe
 from fsm.syncnames import parse_names
 from fsm.wire import SyncKey, sync_text
 from tests.fsm.test_sync_stories import ON, QUORUM, key_of, leader_of, report, streaming, voter
-from tests.fsm.world import MIB, World, new_leader
+from tests.fsm.world import MIB, World, is_settled_leader, new_leader
 
 
 def write_unseen(world: World, key: SyncKey) -> None:
@@ -145,3 +145,14 @@ def test_key_does_not_rest_on_names_when_they_were_released_for_a_moment() -> No
     world.put("config", ON)
     world.wait(30)
     assert is_safe_now(world)
+
+
+def test_voter_is_not_counted_when_it_still_reads_its_own_disk() -> None:
+    """Started anew, it tells how far it has replayed; what it acknowledged before lies beyond that."""
+    world = voter(QUORUM, SyncKey(leader="n2", members=("n1", "n3"), quorum=1))
+    world.reports["n3"] = report("n3", 5 * MIB, is_replaying=True)
+    world.delete("leader")
+    world.wait(20_000)
+    assert world.orders(do.TakeLeaderKey) == []
+    world.reports["n3"] = report("n3", 6 * MIB)
+    world.until(is_settled_leader, within_ms=5_000)
