@@ -196,7 +196,12 @@ def server_conf(settings: ServerSettings, dynamic: Parameters, upstream: Upstrea
     }
     lines = [f"{name} = {quote(value)}" for name, value in sorted(parameters.items())]
     base = quote(settings.custom_conf or BASE)
-    return "\n".join([HEADER, f"include {base}", *lines, f"include_if_exists {quote(SYNC_NAMES)}", ""])
+    return "\n".join([HEADER, f"include {base}", *lines, include_of_names(), ""])
+
+
+def include_of_names() -> str:
+    """The line of postgresql.conf, its last, that lets whom commits wait for be written elsewhere."""
+    return f"include_if_exists {quote(SYNC_NAMES)}"
 
 
 def primary_conninfo(settings: ServerSettings, upstream: Upstream) -> str:

@@ -14,7 +14,7 @@ from anyio import to_thread
 
 from effects.errors import PostgresError
 from effects.files import remove_durably, write_atomically
-from effects.pgconfig import SYNC_NAMES, quote
+from effects.pgconfig import GENERATED, SYNC_NAMES, include_of_names, quote
 from effects.processes import running_postmaster
 from effects.server_settings import ServerSettings
 from effects.sql import Connection, local_connection
@@ -42,6 +42,13 @@ def write_names(settings: ServerSettings, text: str | None) -> None:
     write_atomically(path, f"{PARAMETER} = {quote(text)}\n", settings.run_as)
 
 
+def _include(path: Path, settings: ServerSettings) -> None:
+    """Lets the server's main file include the names: that of a server that somebody else started may not."""
+    text, line = path.read_text(errors="replace"), include_of_names()
+    if line not in text.splitlines():
+        write_atomically(path, f"{text.rstrip()}\n{line}\n", settings.run_as)
+
+
 def _drop_override(path: Path, settings: ServerSettings) -> None:
     """Takes out what ALTER SYSTEM wrote, which would win over the file."""
     if path.exists():
@@ -64,6 +71,7 @@ async def put_names_in_force(settings: ServerSettings, text: str | None, timeout
     if text is None:
         os.kill(pid, signal.SIGHUP)
         return
+    await to_thread.run_sync(_include, settings.data_dir / GENERATED, settings)
     async with local_connection(settings, SESSION) as connection:
         os.kill(pid, signal.SIGHUP)
         with anyio.move_on_after(timeout_ms / 1000):
