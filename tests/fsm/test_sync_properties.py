@@ -112,6 +112,7 @@ class Ledger:
         self._shown = ""
         self.connect()
         self.world.wait(5_000)  # until they are trusted
+        self.world.look = self.look
 
     @property
     def server_lsn(self) -> int:
@@ -144,11 +145,9 @@ class Ledger:
             if name not in self.silent:
                 self.receive(name)
         self.connect()
-        self.acknowledge()
-        self.check()
+        self.look()
         self.world.wait(STEP_MS)
-        self.acknowledge()
-        self.check()
+        self.look()
 
     def acknowledge(self) -> None:
         """Tell clients what the names in force allow, and those that were so a moment ago."""
@@ -165,6 +164,11 @@ class Ledger:
             done = [lsn for lsn in self.pending if lsn <= limit]
             self.acknowledged = max([self.acknowledged, *done])
         self.pending = [lsn for lsn in self.pending if lsn > self.acknowledged]
+
+    def look(self) -> None:
+        """Whatever can be acknowledged at this very moment is, and nobody who may be promoted lacks it."""
+        self.acknowledge()
+        self.check()
 
     def check(self) -> None:
         """Whoever may be promoted now holds every acknowledged commit."""

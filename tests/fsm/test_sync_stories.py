@@ -1,5 +1,6 @@
 """Synchronous modes told as stories of one node: what a leader writes and orders, and who stands for election."""
 
+import pytest
 from msgspec.structs import replace
 
 from fsm import effects as do
@@ -335,11 +336,15 @@ def test_named_voter_waits_for_votes_when_the_leader_was_to_agree() -> None:
     assert world.orders(do.TakeLeaderKey) == []
 
 
-def test_running_primary_is_left_without_a_key_when_the_sync_key_does_not_name_it() -> None:
-    """A primary that somebody started by hand is not taken up where it may miss commits."""
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [(ON, SyncKey(leader="n2", members=("n3",))), (QUORUM, SyncKey(leader="n2", members=("n1", "n3"), quorum=1))],
+)
+def test_running_primary_is_left_without_a_key_when_it_may_miss_commits(config: str, key: SyncKey) -> None:
+    """A primary that somebody started by hand is not taken up where the key does not say that it holds everything."""
     world = World(directory=STANDBY).initialized()
-    world.put("config", ON)
-    world.put("sync", sync_text(SyncKey(leader="n2", members=("n3",))))
+    world.put("config", config)
+    world.put("sync", sync_text(key))
     world.server = Postgres(pid=77, in_recovery=False, timeline=1, lsn=30 * MIB)
     world.boot()
     world.wait(5_000)

@@ -131,6 +131,8 @@ class World:
     decisions: list[tuple[ev.AnyEvent, Decision]] = field(default_factory=list)
     exit: do.Exit | None = None
     next_id: int = 1
+    look: Callable[[], None] = lambda: None
+    """Called right after a key was written, before anybody hears of it."""
     probed_at_ms: int = 0
     """When the server was last looked at."""
 
@@ -202,6 +204,7 @@ class World:
         created = self.keys[key].create_revision if key in self.keys else self.revision
         change = KeyChange(key=key, value=value, mod_revision=self.revision, create_revision=created, lease_id=lease_id)
         self.keys[key] = change
+        self.look()
         self._watch(change)
         return change
 
