@@ -9,6 +9,7 @@ import os
 import signal
 import ssl
 import tempfile
+import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -76,6 +77,7 @@ def identity_of(settings: Settings) -> Identity:
         proxy_url=f"postgres://{postgresql.proxy_address}/{postgresql.database}" if postgresql.proxy_address else "",
         clone_on_rewind_failure=postgresql.remove_data_directory_on_rewind_failure is not False,
         clone_on_divergence=postgresql.remove_data_directory_on_diverged_timelines is not False,
+        instance=uuid.uuid4().hex,
     )
 
 

@@ -102,5 +102,6 @@ def parse_report(name: str, answer: dict[str, Any]) -> PeerReport:
         no_failover=is_barred_by_tags(tags),
         failover_priority=failover_priority(tags),
         is_replaying=isinstance(ours, dict) and bool(ours.get("replaying")),
+        instance=str(ours.get("instance") or "") if isinstance(ours, dict) else "",
         probed_ago_ms=int(ours.get("probed_ago_ms") or 0) if isinstance(ours, dict) else 0,
     )

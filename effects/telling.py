@@ -16,6 +16,7 @@ from fsm.events import (
     RestartCancelAsked,
     ServerExited,
     ServerProbed,
+    ServerSilent,
     Succeeded,
     SwitchoverAsked,
     SwitchoverCancelAsked,
@@ -60,6 +61,8 @@ def lines(before: View, decision: Decision, event: object) -> Iterator[Line]:
         case ServerProbed() if _is_news(before, event):
             what = "is a standby" if event.probe.in_recovery else "accepts writes"
             yield logging.INFO, f"the server {what}, on timeline {event.probe.timeline}"
+        case ServerSilent():
+            yield from _silence_lines(before, event)
         case Succeeded(result=DirectoryRead(directory=directory)) if directory.condition == "unreadable":
             remedy = "nothing is touched; mend it, or replace it by `reinit`"
             yield logging.ERROR, f"the data directory cannot be used: {directory.detail}; {remedy}"
@@ -67,10 +70,30 @@ def lines(before: View, decision: Decision, event: object) -> Iterator[Line]:
             yield from _failure_lines(view, event.duty, event.kind, event.detail)
         case Unknown():
             yield from _failure_lines(view, event.duty, "unknown outcome", event.detail)
+    yield from _cluster_lines(before, view)
     yield from _request_lines(before, view, event)
     yield from _configuration_lines(before, event)
     if decision.rule is not None:
         yield logging.INFO, f"{decision.rule} {decision.before} -> {decision.after}: {BECAUSE[decision.rule]}"
+
+
+def _cluster_lines(before: View, view: View) -> Iterator[Line]:
+    """What changed in the cluster as a whole: who leads, for whom commits wait, who stands in for etcd."""
+    if before.leader != view.leader and before.etcd.is_watched:
+        yield logging.INFO, f"the leader is {view.leader}" if view.leader else "nobody leads"
+    if before.sync != view.sync and view.sync.leader is not None:
+        named = ", ".join(view.sync.members) or "nobody else"
+        quorum = f", with {view.sync.quorum} votes of others" if view.sync.quorum else ""
+        yield logging.INFO, f"after {view.sync.leader} may be promoted: {named}{quorum}"
+    if view.failsafe_until_ms > before.failsafe_until_ms and before.failsafe_until_ms <= before.leadership_until_ms:
+        yield logging.WARNING, "every member confirms this leader in etcd's place (failsafe)"
+
+
+def _silence_lines(before: View, event: ServerSilent) -> Iterator[Line]:
+    """A server that does not answer, once for each reason."""
+    is_first = before.server.silent_since_ms is None or before.server.is_starting
+    if not event.starting and is_first and event.pid == before.server.pid:
+        yield logging.WARNING, f"the server does not answer: {event.detail}"
 
 
 def _request_lines(before: View, view: View, event: object) -> Iterator[Line]:
@@ -144,7 +167,10 @@ def _exit_line(event: ServerExited) -> Line:
         return logging.ERROR, f"the fence ended the server (pid {event.pid}) at its deadline"
     if event.signal is not None:
         return logging.WARNING, f"the server (pid {event.pid}) was killed by signal {event.signal}"
-    return logging.INFO, f"the server (pid {event.pid}) ended with status {event.status}"
+    if event.status:
+        remedy = "why, it says in postgres.log in the agent's own directory"
+        return logging.WARNING, f"the server (pid {event.pid}) ended with status {event.status}; {remedy}"
+    return logging.INFO, f"the server (pid {event.pid}) ended"
 
 
 def _failure_lines(view: View, duty: str, kind: str, detail: str) -> Iterator[Line]:

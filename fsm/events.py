@@ -36,6 +36,8 @@ class Identity(Fact, frozen=True, kw_only=True):
     """Where clients reach this node's server through a proxy; for others to read."""
     clone_on_rewind_failure: bool = True
     clone_on_divergence: bool = True
+    instance: str = ""
+    """What tells this very agent process from every other, whatever name and address they have."""
 
 
 class AgentStarted(Event, frozen=True, kw_only=True):

@@ -147,5 +147,7 @@ class PeerReport(Fact, frozen=True, kw_only=True):
     failover_priority: int = 1
     is_replaying: bool = False
     """Its server was started and has not read all WAL on its own disk yet: it may hold more than the position says."""
+    instance: str = ""
+    """Which agent process answered; empty where it does not say (Patroni)."""
     probed_ago_ms: int = 0
     """How old the peer's own look at its server was; 0 where it looked for this answer (Patroni does)."""

@@ -12,7 +12,7 @@ from fsm.publish import failsafe_addresses, failsafe_text, history_text, member_
 from fsm.sync import first_names, names_to_order, next_key
 from fsm.syncnames import NOBODY
 from fsm.timelines import known_history
-from fsm.timing import PEER_ANSWER_TIMEOUT_MS, renew_timeout_ms, writable_until_ms
+from fsm.timing import NAMESAKE_TIMEOUT_MS, PEER_ANSWER_TIMEOUT_MS, renew_timeout_ms, writable_until_ms
 from fsm.view import View
 from fsm.waiting import doubled_standbys
 from fsm.wire import FailoverRequest, compact, sync_text
@@ -361,6 +361,22 @@ def ask_failsafe(view: View) -> do.AskFailsafe:
 def exit_quietly(view: View) -> do.Exit:
     """The end that was asked for."""
     return do.Exit(timeout_ms=60_000, status=0, reason="asked to stop")
+
+
+def ask_namesake(view: View) -> do.AskPeers:
+    """Whether the member that is published under this node's name lives."""
+    found = view.members.get(view.name)
+    return do.AskPeers(timeout_ms=NAMESAKE_TIMEOUT_MS, api_urls={view.name: found.api_url} if found else {})
+
+
+def exit_over_double_name(view: View) -> do.Exit:
+    """Another node has this name: nothing is touched, a person must give one of them another."""
+    found = view.members.get(view.name)
+    reason = (
+        f'a node named "{view.name}" answers at {found.api_url if found else "its address"} already: nothing was '
+        "changed; give this one a name of its own"
+    )
+    return do.Exit(timeout_ms=60_000, status=1, reason=reason)
 
 
 def exit_over_foreign_data(view: View) -> do.Exit:

@@ -70,7 +70,8 @@ def member_fields(view: View) -> dict[str, Any]:
     if view.scheduled_restart is not None:
         started_at = view.scheduled_restart.postmaster_started_at
         fields["scheduled_restart"] = scheduled_restart_fields(view) | {"postmaster_start_time": started_at}
-    return {**fields, **_positions(view)}
+    is_paused = {"pause": True} if view.dynamic.pause else {}
+    return {**fields, **_positions(view), **is_paused}
 
 
 def scheduled_restart_fields(view: View) -> dict[str, Any]:

@@ -319,6 +319,7 @@ def _ours(view: View, is_log_degraded: bool, progress: dict[str, Any] | None) ->
         "state": view.state.value,
         "rule": view.last_rule,
         "seq": view.seq,
+        "instance": (view.identity.instance if view.identity else "") or None,
         "log_degraded": is_log_degraded or None,
         "rebuilding": rebuilding_fields(view),
         "replaying": (view.server.probe is not None and view.server.probe.is_replaying) or None,

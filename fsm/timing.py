@@ -7,6 +7,9 @@ measured under load; the rest is for a busy machine and for SIGKILL."""
 PEER_ANSWER_TIMEOUT_MS = 500
 """How long an election waits for a silent member; on a local network an answer takes a few milliseconds."""
 
+NAMESAKE_TIMEOUT_MS = 2_000
+"""How long a member that is published under this node's name is given to answer. Precedent: Patroni, 3 s."""
+
 PEER_REPORT_FRESH_MS = 300
 """A position older than this is asked for again while the election has time: the peer had not looked since."""
 

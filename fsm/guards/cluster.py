@@ -2,6 +2,7 @@
 
 from fsm import election
 from fsm.guards.directory import is_directory_a_cluster, is_directory_vacant
+from fsm.states import State
 from fsm.view import View
 
 SYSTEM_ID_DIGITS_MIN = 10
@@ -29,6 +30,26 @@ def is_initialize_unwritten(view: View) -> bool:
 def may_initialize(view: View) -> bool:
     """This node's settings and tags allow it to make a new cluster."""
     return view.identity is not None and view.identity.may_initialize and not election.is_barred(view)
+
+
+def has_namesake_to_ask(view: View) -> bool:
+    """A member of this node's name is published at another address, and was not asked whether it lives."""
+    found = view.members.get(view.name)
+    if view.state is not State.BOOTSTRAPPING or found is None or view.identity is None or not view.etcd.is_watched:
+        return False
+    return found.api_url not in ("", view.identity.api_url) and "ask-namesake" not in view.achieved
+
+
+def has_living_namesake(view: View) -> bool:
+    """Another agent answered under this node's name."""
+    heard = view.peers.get(view.name)
+    is_other = heard is not None and view.identity is not None and heard.report.instance != view.identity.instance
+    return is_other and view.state is State.BOOTSTRAPPING
+
+
+def is_name_free(view: View) -> bool:
+    """No other living agent is known to go by this node's name."""
+    return not has_namesake_to_ask(view) and not has_living_namesake(view)
 
 
 def has_data_of_this_cluster(view: View) -> bool:
