@@ -86,6 +86,11 @@ class Operations:
     async def fail_over(self, request: Request) -> Response:
         """Makes a member the leader; with a leader named it is a switchover. Source: Patroni, POST /failover."""
         body = await read_object(request)
+        # Looked at before a leader makes a switchover of it: without a candidate that one would go to anybody.
+        if text_of(body, "candidate", "member") is None:
+            raise Rejected(400, "Failover could be performed only to a specific candidate")
+        if text_of(body, "scheduled_at"):
+            raise Rejected(400, "a failover cannot be scheduled: leave out scheduled_at")
         return await self._hand_over(request, body, is_failover=text_of(body, "leader") is None)
 
     async def _hand_over(self, request: Request, body: dict[str, Any], *, is_failover: bool) -> Response:
@@ -116,12 +121,8 @@ class Operations:
     ) -> None:
         """Refuse what makes no sense. Source: Patroni, the order of its checks that answer 400 and 422."""
         is_paused = self._desk.view.dynamic.pause
-        if is_failover and candidate is None:
-            raise Rejected(400, "Failover could be performed only to a specific candidate")
         if not is_failover and leader is None:
             raise Rejected(400, "Switchover could be performed only from a specific leader")
-        if is_failover and scheduled_at:
-            raise Rejected(400, "a failover cannot be scheduled: leave out scheduled_at")
         if scheduled_at and is_paused:
             raise Rejected(400, "a switchover cannot be scheduled in a paused state")
         if scheduled_at:

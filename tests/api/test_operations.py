@@ -93,6 +93,19 @@ async def test_switchover_is_refused_when_it_makes_no_sense(around: Surroundings
 
 
 @pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"leader": "n1"}, "specific candidate"),
+        ({"leader": "n1", "candidate": "n2", "scheduled_at": "2099-01-01T00:00:00+00:00"}, "cannot be scheduled"),
+    ],
+)
+async def test_failover_is_refused_when_a_leader_is_named_besides(around: Surroundings, body: Any, said: str) -> None:
+    """A leader makes a switchover of it, but not one to anybody, or later."""
+    answer = await ask_json(around.app(), "/failover", body)
+    assert (answer.status, said in answer.text, around.submitted) == (400, True, [])
+
+
+@pytest.mark.parametrize(
     ("view", "body", "status"),
     [
         (leader_view(dynamic=Dynamic(pause=True)), {"leader": "n1"}, 400),
