@@ -9,6 +9,16 @@ from fsm.states import State
 from fsm.view import LeaderHistory, View
 from fsm.wire import PATRONI_VERSION, Member, compact
 
+TAGS_HIDDEN_WHEN_FALSE = {
+    "nofailover": "failover_priority",
+    "nosync": "sync_priority",
+    "noloadbalance": None,
+    "clonefrom": None,
+    "nostream": None,
+}
+"""Tags that nobody is shown while they are false, unless another that would say the contrary is there, by its name.
+Source: Patroni, tags."""
+
 POSITIONS = ("xlog_location", "receive_lsn", "replay_lsn")
 """Fields of the member key that change all the time and are therefore published only every `loop_wait`."""
 
@@ -63,8 +73,8 @@ def member_fields(view: View) -> dict[str, Any]:
         fields["proxy_url"] = view.identity.proxy_url
     if _has_yet_to_checkpoint(view):
         fields["checkpoint_after_promote"] = False
-    if view.identity.tags:
-        fields["tags"] = dict(view.identity.tags)
+    if tags := shown_tags(view):
+        fields["tags"] = tags
     if view.server.probe and view.server.probe.pending_restart:
         fields |= {"pending_restart": True, "pending_restart_reason": pending_restart_reason(view)}
     if view.scheduled_restart is not None:
@@ -72,6 +82,16 @@ def member_fields(view: View) -> dict[str, Any]:
         fields["scheduled_restart"] = scheduled_restart_fields(view) | {"postmaster_start_time": started_at}
     is_paused = {"pause": True} if view.dynamic.pause else {}
     return {**fields, **_positions(view), **is_paused}
+
+
+def shown_tags(view: View) -> dict[str, Any]:
+    """This node's tags as others see them, without those that are at rest."""
+    found = view.identity.tags if view.identity else {}
+    return {
+        name: value
+        for name, value in found.items()
+        if value or name not in TAGS_HIDDEN_WHEN_FALSE or TAGS_HIDDEN_WHEN_FALSE[name] in found
+    }
 
 
 def scheduled_restart_fields(view: View) -> dict[str, Any]:

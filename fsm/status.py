@@ -21,6 +21,7 @@ from fsm.publish import (
     postgres_role,
     postgres_state,
     scheduled_restart_fields,
+    shown_tags,
 )
 from fsm.rebuilding import rebuilding_fields
 from fsm.states import State
@@ -33,9 +34,6 @@ Precedent: Patroni's REST connection gives PostgreSQL 3 s to connect and 2 s to 
 
 STOPS = frozenset({"FenceServer", "StopServer", "StopToRestart"})
 """Effects during which a server takes no new connections, although it may still answer on old ones."""
-
-FALSY_TAGS_HIDDEN = frozenset({"nofailover", "nosync", "noloadbalance", "clonefrom", "nostream"})
-"""Tags that count as absent while they are false. Source: Patroni, tags."""
 
 _LAG = re.compile(r"\s*([+-]?)(0[xX][0-9a-fA-F]{1,16}|\d{1,18}(?:\.\d{0,9})?|\.\d{1,9})\s*(B|kB|MB|GB|TB)?\s*")
 _UNIT_BYTES = {"B": 1, "kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
@@ -152,12 +150,6 @@ def _tag_text(view: View, name: str) -> str | None:
 
 def _has_true_tag(view: View, name: str) -> bool:
     return as_bool(shown_tags(view).get(name), False)
-
-
-def shown_tags(view: View) -> dict[str, Any]:
-    """This node's tags as others see them, without those that are at rest."""
-    found = view.identity.tags if view.identity else {}
-    return {name: value for name, value in found.items() if value or name not in FALSY_TAGS_HIDDEN}
 
 
 def _lag_bytes(view: View, reached_lsn: int) -> int:
