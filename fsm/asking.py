@@ -36,19 +36,17 @@ def read_restart(body: dict[str, Any], now_unix_ms: int) -> RestartWish:
     if schedule:
         check_schedule("schedule", schedule, now_unix_ms)
     return RestartWish(
-        role=_role(body.get("role")),
-        postgres_version=_version(body.get("postgres_version")),
+        role=_role(body["role"]) if "role" in body else None,
+        postgres_version=_version(body["postgres_version"]) if "postgres_version" in body else 0,
         # That the key is there is what counts. Source: Patroni, POST /restart.
         restart_pending="restart_pending" in body,
-        timeout_ms=_timeout_ms(body.get("timeout")),
+        timeout_ms=_timeout_ms(body["timeout"]) if "timeout" in body else 0,
         schedule=schedule,
         conditions={name: True if name == "restart_pending" else value for name, value in given.items()},
     )
 
 
-def _role(value: object) -> str | None:
-    if value is None:
-        return None
+def _role(value: object) -> str:
     if not isinstance(value, str) or value not in ROLES:
         raise Unreadable(f"role: allowed are {', '.join(ROLES)}")
     return ROLES[value]
@@ -56,8 +54,6 @@ def _role(value: object) -> str | None:
 
 def _version(value: object) -> int:
     """As server_version_num. Source: PostgreSQL, server_version_num."""
-    if value is None:
-        return 0
     found = _VERSION.fullmatch(value) if isinstance(value, str) else None
     if found is None:
         raise Unreadable('postgres_version: allowed is a version such as "16.4"')
@@ -67,8 +63,6 @@ def _version(value: object) -> int:
 
 
 def _timeout_ms(value: object) -> int:
-    if value is None:
-        return 0
     found = None if isinstance(value, bool) else _TIMEOUT.fullmatch(str(value))
     span_ms = int(float(found[1]) * UNITS_MS[found[2] or ""]) if found else 0
     if not 0 < span_ms <= TIMEOUT_MOST_MS:
