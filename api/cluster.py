@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from api.answers import Rejected, json_answer
+from api.answers import Rejected, json_answer, spaced
 from effects.board import Board
 from fsm import diagram
 from fsm.publish import history_rows
@@ -58,7 +58,7 @@ class ClusterAnswers:
         text = key.value if key else None
         if not text or not json_object(text):
             raise Rejected(502, "etcd holds no configuration of this cluster")
-        return Response(text, media_type="application/json")
+        return Response(spaced(text), media_type="application/json")
 
     async def failsafe(self, request: Request) -> Response:
         """Who stands in for etcd. Source: Patroni, GET /failsafe."""

@@ -37,10 +37,10 @@ async def test_history_is_told_when_there_is_one_and_when_there_is_none(around: 
     assert (await ask(app, "/history")).json == [[1, 50, "why"]]
 
 
-async def test_config_is_told_raw_when_etcd_has_one(around: Surroundings) -> None:
-    """Byte for byte; 502 for anything that is no configuration."""
+async def test_config_is_told_as_it_stands_when_etcd_has_one(around: Surroundings) -> None:
+    """The same order, spaced as every answer is; 502 for anything that is no configuration."""
     app = around.app()
-    assert (await ask(app, "/config")).body == b'{"ttl":30,"loop_wait":10}'
+    assert (await ask(app, "/config")).body == b'{"ttl": 30, "loop_wait": 10}'
     for value in (None, "", "[]", "no JSON"):
         around.show(with_key(leader_view(), "config", Key(value=value, mod_revision=9)))
         assert (await ask(app, "/config")).status == 502
