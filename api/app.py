@@ -95,6 +95,8 @@ class Front:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["path"].startswith("//"):  # Source: Python's http.server, under Patroni's API, which makes one of them
+            scope = {**scope, "path": "/" + scope["path"].lstrip("/")}
         send = self._with_headers(send)
         method, path = scope["method"], routed_path(scope["path"])
         if (method, path) in self._routed and method not in ("HEAD", "OPTIONS"):
