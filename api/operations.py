@@ -192,12 +192,12 @@ class Operations:
     async def restart(self, request: Request) -> Response:
         """Restarts the server in place, and answers when it is back. Source: Patroni, POST /restart."""
         body = await read_object(request, is_optional=True)
+        if "schedule" in body and self._desk.view.dynamic.pause:
+            raise Rejected(500, "a restart cannot be scheduled in a paused state")
         wall_ms = unix_ms()
         wish = _readable(lambda: read_restart(body, wall_ms))
         view = self._desk.view
         obstacle = restart_obstacle(view, wish)
-        if wish.schedule and view.dynamic.pause:
-            raise Rejected(500, "a restart cannot be scheduled in a paused state")
         if not wish.schedule and obstacle is not None:
             raise Rejected(503, obstacle)
         request_id = self._desk.new_request_id()
