@@ -57,6 +57,8 @@ class ClusterAnswers:
         key = self._board.current.view.keys.get("config")
         text = key.value if key else None
         if not text or not json_object(text):
+            if not self._board.current.view.etcd.is_watched:
+                raise Rejected(502, "etcd is not heard of at present")
             raise Rejected(502, "etcd holds no configuration of this cluster")
         return Response(spaced(text), media_type="application/json")
 

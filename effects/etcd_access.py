@@ -3,7 +3,7 @@
 from effects.etcd import EtcdClient
 from effects.etcd_types import EtcdTls
 from effects.keys import as_change, prefix_of
-from effects.settings_types import EtcdSettings, Settings
+from effects.settings_types import ClientSettings, EtcdSettings, Settings
 from fsm.facts import KeyChange
 
 READ_TIMEOUT_MS = 5_000
@@ -26,7 +26,7 @@ def etcd_client(settings: EtcdSettings) -> EtcdClient:
     )
 
 
-async def read_keys(settings: Settings) -> tuple[int, tuple[KeyChange, ...]]:
+async def read_keys(settings: Settings | ClientSettings) -> tuple[int, tuple[KeyChange, ...]]:
     """All keys of the settings' cluster and the revision at which they were so; secrets are not taken out.
 
     Raises: EtcdUnavailable, EtcdRefused.

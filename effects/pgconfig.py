@@ -17,6 +17,7 @@ from effects.errors import PostgresError
 from effects.files import make_directory, remove_durably, write_atomically
 from effects.hba import has_own_access
 from effects.server_settings import Login, ServerSettings
+from fsm.dynamic import CONTROLLED_LEAST
 from fsm.facts import Upstream
 
 Role = Literal["primary", "standby"]
@@ -88,12 +89,12 @@ def read_keep_size(value: object) -> str:
 # Name, default and reader; a value that cannot be read gives the default. Source: Patroni, controlled parameters.
 CONTROLLED: dict[str, tuple[str, Callable[[object], str]]] = {
     "wal_level": ("replica", read_wal_level),
-    "max_connections": ("100", at_least(25)),
-    "max_wal_senders": ("10", at_least(3)),
-    "max_replication_slots": ("10", at_least(4)),
-    "max_worker_processes": ("8", at_least(2)),
-    "max_locks_per_transaction": ("64", at_least(32)),
-    "max_prepared_transactions": ("0", at_least(0)),
+    "max_connections": ("100", at_least(CONTROLLED_LEAST["max_connections"])),
+    "max_wal_senders": ("10", at_least(CONTROLLED_LEAST["max_wal_senders"])),
+    "max_replication_slots": ("10", at_least(CONTROLLED_LEAST["max_replication_slots"])),
+    "max_worker_processes": ("8", at_least(CONTROLLED_LEAST["max_worker_processes"])),
+    "max_locks_per_transaction": ("64", at_least(CONTROLLED_LEAST["max_locks_per_transaction"])),
+    "max_prepared_transactions": ("0", at_least(CONTROLLED_LEAST["max_prepared_transactions"])),
     "track_commit_timestamp": ("off", read_switch),
     "wal_log_hints": ("on", read_switch),
     "wal_keep_size": ("128MB", read_keep_size),

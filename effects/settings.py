@@ -3,6 +3,7 @@
 The names and their meaning are Patroni's; the table of them is `settings_schema.TABLE`.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from effects.settings_sources import Reading, is_there, read_sources, warn_unkno
 from effects.settings_types import (
     Authentication,
     BootstrapSettings,
+    ClientSettings,
     Credentials,
     CtlSettings,
     EtcdSettings,
@@ -76,6 +78,33 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
         return _load(path, environ, findings)
     except RecursionError:
         raise ConfigError([f"{path or 'environment'}: maps and lists are nested too deeply"]) from None
+
+
+def load_client(path: Path | None, environ: Mapping[str, str]) -> ClientSettings:
+    """What a command that only asks needs of the settings: a file for patronictl is enough, and a node's is too.
+
+    path, environ: as for `load`. Raises: ConfigError with every fault of what it needs. Source: Patroni, patronictl.
+    """
+    findings = Findings()
+    reading = read_sources(path, environ, findings)
+    reading.read()
+    if not reading.values["scope"]:
+        reading.missing("scope")
+    _settle_etcd_hosts(reading)
+    findings.faults = [fault for fault in findings.faults if not re.search(r": (postgresql|bootstrap|tags)\b", fault)]
+    if findings.faults and (path is None or not is_there(path)):
+        where = f"{path}: no such file" if path else "no settings file was named"
+        findings.fault("-c", f"{where}; name a node's patroni.yml, or one for patronictl with scope and etcd3.hosts")
+    findings.raise_faults()
+    values = reading.values
+    fields = _fields(RestApiSettings, values, "restapi", "restapi.authentication")
+    return ClientSettings(
+        scope=values["scope"],
+        namespace=values["namespace"],
+        etcd=_etcd(values),
+        restapi=RestApiSettings(**(fields | {"connect_address": ""}), listen_host="", listen_port=0),
+        ctl=CtlSettings(**_fields(CtlSettings, values, "ctl", "ctl.authentication")),
+    )
 
 
 def read_settings(path: Path | None, environ: Mapping[str, str]) -> tuple[Reading, Settings]:

@@ -210,6 +210,16 @@ class Settings(Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
 
 
+class ClientSettings(Struct, frozen=True, kw_only=True):
+    """What a command needs that only asks: where etcd is, which cluster, and how its members let it in."""
+
+    scope: str
+    namespace: str = "service"
+    etcd: EtcdSettings
+    restapi: RestApiSettings
+    ctl: CtlSettings = CtlSettings()
+
+
 class Findings:
     """Collects what is wrong, so that the operator hears all of it at once."""
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from fsm.dynamic import FALSE_WORDS, MOST, TRUE_WORDS, TTL_MAX_S, TTL_MIN_S
+from fsm.dynamic import CONTROLLED_LEAST, FALSE_WORDS, MOST, TRUE_WORDS, TTL_MAX_S, TTL_MIN_S
 
 DEPTH_MAX = 16
 """Settings nest three deep; what is deeper is a mistake, or an attack on whoever reads it."""
@@ -87,6 +87,10 @@ def _parameter_faults(parameters: dict[str, Any]) -> Iterator[tuple[str, Any, st
         elif isinstance(value, dict | list) or (isinstance(value, str) and "\0" in value):
             # The value itself is not shown: it may be a secret.
             yield f"postgresql.parameters.{name}", type(value).__name__, "text, a number, or true or false"
+        elif name.lower() in CONTROLLED_LEAST and value is not None:
+            allowed = whole("them", CONTROLLED_LEAST[name.lower()])(value)
+            if allowed is not None:
+                yield f"postgresql.parameters.{name}", value, allowed
 
 
 def _shown(value: Any) -> str:
@@ -132,6 +136,10 @@ def _object(value: Any) -> str | None:
     return None if isinstance(value, dict) else "an object"
 
 
+def _not_there_yet(value: Any) -> str | None:
+    return None if not value else "none: standby clusters are not there yet"
+
+
 def _list(value: Any) -> str | None:
     return None if isinstance(value, list) else "a list"
 
@@ -164,7 +172,7 @@ CHECKS: dict[str, Check] = {
     "permanent_slots": _object,
     "permanent_replication_slots": _object,
     "ignore_slots": _list,
-    "standby_cluster": _object,
+    "standby_cluster": _not_there_yet,
     "postgresql": _object,
 }
 """The settings that mean something, and what each allows. Others are kept as they are, as Patroni does."""

@@ -13,6 +13,16 @@ FALSE_WORDS = ("off", "false", "no", "0")
 MOST = 2**53
 """No setting means more than this; JSON readers agree on whole numbers up to here."""
 
+CONTROLLED_LEAST = {
+    "max_connections": 25,
+    "max_wal_senders": 3,
+    "max_replication_slots": 4,
+    "max_worker_processes": 2,
+    "max_locks_per_transaction": 32,
+    "max_prepared_transactions": 0,
+}
+"""Parameters that must agree in the whole cluster, and the least that each may be. Source: Patroni, controlled ones."""
+
 TTL_MAX_S = 24 * 3600
 
 TTL_MIN_S = 3

@@ -10,8 +10,8 @@ import click
 from api.cli.options import config_option, json_option
 from effects.effective import InForce, settings_in_force
 from effects.errors import MatriarchError
-from effects.settings import load
-from effects.settings_types import Settings
+from effects.settings import load, load_client
+from effects.settings_types import ClientSettings, Settings
 from fsm.dynamic import Dynamic, parse_dynamic
 from fsm.wire import compact, json_object
 from fsm.worst_case import WorstCase, seconds, worst_cases
@@ -29,9 +29,10 @@ def show_config(config: Path | None, as_json: bool, effective: bool) -> None:
     """
     import msgspec
 
-    settings = load(config, os.environ)
-    text = anyio.run(_read_config, settings)
+    client = load_client(config, os.environ)
+    text = anyio.run(_read_config, client)
     if effective:
+        settings = load(config, os.environ)
         rows = settings_in_force(config, os.environ, text)
         cases = worst_cases(_dynamic(text, settings))
         if as_json:
@@ -42,12 +43,12 @@ def show_config(config: Path | None, as_json: bool, effective: bool) -> None:
         return
     if text is None:
         raise MatriarchError(
-            f"the cluster {settings.scope} has no configuration in etcd yet: it is written when the cluster is made"
+            f"the cluster {client.scope} has no configuration in etcd yet: it is written when the cluster is made"
         )
     click.echo(text if as_json else _as_yaml(text), nl=as_json)
 
 
-async def _read_config(settings: Settings) -> str | None:
+async def _read_config(settings: ClientSettings) -> str | None:
     from effects.etcd_access import read_keys
 
     _, keys = await read_keys(settings)

@@ -12,8 +12,8 @@ from api.cli.listing import SHAPES, listing_text
 from api.cli.options import config_option, json_option
 from api.cli.reading import read_cluster
 from effects.clock import wall_time
-from effects.settings import load
-from effects.settings_types import Settings
+from effects.settings import load_client
+from effects.settings_types import ClientSettings
 
 WATCH_EVERY_S = 2.0
 
@@ -44,7 +44,7 @@ def list_members(
     every_s: float | None,
 ) -> None:
     """Show the members of CLUSTER (this node's own by default) in the columns and words of patronictl."""
-    settings = load(config, os.environ)
+    settings = load_client(config, os.environ)
     shape = "json" if as_json else shape
     pause_s = every_s or (WATCH_EVERY_S if is_watching else None)
     _show(settings, scopes, shape, is_extended=is_extended, has_time=has_time, pause_s=pause_s)
@@ -57,12 +57,12 @@ def list_members(
 @every_option
 def topology(scopes: tuple[str, ...], config: Path | None, is_watching: bool, every_s: float | None) -> None:
     """Show the members of CLUSTER as a tree: who replicates from whom."""
-    settings = load(config, os.environ)
+    settings = load_client(config, os.environ)
     _show(settings, scopes, "topology", pause_s=every_s or (WATCH_EVERY_S if is_watching else None))
 
 
 def _show(
-    settings: Settings,
+    settings: ClientSettings,
     scopes: tuple[str, ...],
     shape: str,
     *,

@@ -1,7 +1,7 @@
 """What the command line reads of a cluster in etcd, without any agent."""
 
 from effects.clock import now_ms
-from effects.settings_types import Settings
+from effects.settings_types import ClientSettings
 from fsm.events import ClusterRead
 from fsm.observe import observe
 from fsm.view import View
@@ -9,7 +9,7 @@ from fsm.view import View
 READ_TIMEOUT_MS = 5_000
 
 
-async def read_cluster(settings: Settings, scope: str | None = None) -> View:
+async def read_cluster(settings: ClientSettings, scope: str | None = None) -> View:
     """What etcd knows of a cluster, the settings' own by default; nothing of it where there is no such cluster.
 
     Raises: EtcdUnavailable, EtcdRefused.

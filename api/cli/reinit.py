@@ -17,8 +17,8 @@ from api.cli.rest import RestClient
 from api.cli.waiting import Wait
 from effects.clock import now_ms
 from effects.errors import MatriarchError
-from effects.settings import load
-from effects.settings_types import Settings
+from effects.settings import load_client
+from effects.settings_types import ClientSettings
 from fsm.view import View
 from fsm.wire import Member
 
@@ -49,9 +49,9 @@ def reinit(
 ) -> int:
     """Replace all data of each NODE by a new base backup, whatever state it is in; its old data are kept aside.
 
-    Exit status: 0 done (without --wait: begun), 1 refused, failed or not known, 2 bad usage.
+    Exit status: 0 done (without --wait: begun), 1 refused, failed or unknown how it ended, 2 bad usage.
     """
-    settings = load(config, os.environ)
+    settings = load_client(config, os.environ)
     view, names = _named(settings, words)
     members = [_replica(view, name) for name in names]
     if not force:
@@ -77,12 +77,14 @@ def _confirm(question: str, *, is_on_stderr: bool) -> None:
     try:
         is_wanted = click.confirm(question, err=is_on_stderr)
     except click.Abort:
-        raise MatriarchError("nothing was done; where nobody can answer, --force asks nothing") from None
+        click.echo(err=True)
+        hint = "" if sys.stdin.isatty() else "; where nobody can answer, --force asks nothing"
+        raise MatriarchError(f"nothing was done{hint}") from None
     if not is_wanted:
         raise MatriarchError("nothing was done")
 
 
-def _named(settings: Settings, words: tuple[str, ...]) -> tuple[View, tuple[str, ...]]:
+def _named(settings: ClientSettings, words: tuple[str, ...]) -> tuple[View, tuple[str, ...]]:
     """The cluster and the nodes that were named. Raises: click.UsageError."""
     view = anyio.run(read_cluster, settings, settings.scope)
     first, *others = words
@@ -92,6 +94,8 @@ def _named(settings: Settings, words: tuple[str, ...]) -> tuple[View, tuple[str,
         view, names = anyio.run(read_cluster, settings, first), tuple(others)
     else:
         names = words
+    if not view.members:
+        raise MatriarchError(f"etcd knows no member of the cluster {first if others else settings.scope}")
     known = ", ".join(sorted(name for name in view.members if name != view.leader)) or "none"
     if not names:
         raise click.UsageError(f"name the nodes; the replicas of {first} are: {known}")

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 
 from effects.errors import ConfigError, MatriarchError
-from effects.settings_types import Secret, Settings
+from effects.settings_types import ClientSettings, Secret, Settings
 from fsm.wire import Member
 
 ANSWER_TIMEOUT_S = 10.0
@@ -16,7 +16,7 @@ STATUS_TIMEOUT_S = 2.0
 class RestClient:
     """Speaks to any member of the cluster. Use it as a context manager."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ClientSettings | Settings) -> None:
         credentials = ctl_credentials(settings)
         self._client = httpx.Client(
             auth=httpx.BasicAuth(*credentials) if credentials else None,
@@ -55,7 +55,7 @@ def base_url(member: Member) -> str:
     return member.api_url.rsplit("/", 1)[0]
 
 
-def ctl_credentials(settings: Settings) -> tuple[str, str] | None:
+def ctl_credentials(settings: ClientSettings | Settings) -> tuple[str, str] | None:
     """Who asks: the user of the `ctl` settings, else that of `restapi`. Source: Patroni, ctl.authentication."""
     for username, password in (
         (settings.ctl.username, settings.ctl.password),
@@ -66,7 +66,7 @@ def ctl_credentials(settings: Settings) -> tuple[str, str] | None:
     return None
 
 
-def ctl_tls(settings: Settings) -> ssl.SSLContext:
+def ctl_tls(settings: ClientSettings | Settings) -> ssl.SSLContext:
     """Whom to trust, and this client's own certificate. Source: Patroni, ctl.insecure, ctl.cacert, ctl.certfile.
 
     Raises: ConfigError when a file cannot be used.

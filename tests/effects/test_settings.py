@@ -11,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from effects.errors import ConfigError
-from effects.settings import Secret, load
+from effects.settings import Secret, load, load_client
 from effects.settings_schema import ROWS, TABLE, VARIABLES
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -437,3 +437,26 @@ def test_load_gives_settings_or_config_error_when_one_setting_is_anything(path: 
         section = section.setdefault(key, {})
     section[last] = value
     load_or_complain({"PATRONI_CONFIGURATION": yaml.safe_dump(tree, allow_unicode=True)})
+
+
+# ---- what a command needs that only asks -----------------------------------------------------------------------------
+
+
+def test_client_needs_no_more_than_patronictl_when_it_only_asks(tmp_path: Path) -> None:
+    """The cluster's name and etcd are enough; a password and a CA of `ctl` are read where they are."""
+    path = tmp_path / "ctl.yml"
+    path.write_text("scope: main\netcd3: {hosts: 'a:2379,b:2379'}\nctl: {authentication: {username: u, password: p}}\n")
+    found = load_client(path, {})
+    assert (found.scope, found.namespace, found.etcd.hosts) == ("main", "service", ("a:2379", "b:2379"))
+    assert (found.ctl.username, found.ctl.password) == ("u", Secret("p"))
+
+
+def test_client_is_told_what_to_name_when_nothing_is_set() -> None:
+    """Only what it needs is missing, and the remedy is said."""
+    with pytest.raises(ConfigError) as caught:
+        load_client(None, {})
+    text = "\n".join(caught.value.faults)
+    assert "scope: missing" in text
+    assert "etcd3.hosts: missing" in text
+    assert "name a node's patroni.yml" in text
+    assert "postgresql" not in text.replace("postgresql.yml", "")
