@@ -145,6 +145,20 @@ def test_standby_is_dropped_when_it_does_not_move_any_more() -> None:
     assert key_of(world).members == ("n2",)
 
 
+def test_standby_that_lags_is_not_waited_for_when_a_limit_is_set() -> None:
+    """maximum_lag_on_syncnode, against the foremost standby: it moves, but commits would wait for it too long."""
+    limited = '{"ttl":30,"synchronous_mode":true,"synchronous_node_count":2,"maximum_lag_on_syncnode":1048576}'
+    for config, named in ((limited, ("n3",)), (limited.replace("1048576", "-1"), ("n2", "n3"))):
+        world = leader_of(config, "n2", "n3")
+        assert key_of(world).members == ("n2", "n3")
+        assert world.server is not None
+        for _ in range(40):
+            world.server.lsn += MIB
+            streaming(world, "n2", "n3", n2=world.server.lsn - 2 * MIB)
+            world.wait(100)
+        assert key_of(world).members == named
+
+
 def test_idle_standby_is_kept_when_there_is_nothing_to_move_for() -> None:
     """Silence of a server that writes nothing is no sign of death."""
     world = leader_of(ON, "n2")
