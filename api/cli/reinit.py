@@ -61,7 +61,11 @@ def reinit(
         body = {"force": force, "from_leader": from_leader}
         waits = [_ask(client, member, body, may_ask=not force and not as_json, tell=teller) for member in members]
         if is_waiting or (is_waiting is None and sys.stdout.isatty() and not as_json):
-            _watch(client, members, waits, timeout_s=timeout_s, as_json=as_json)
+            try:
+                _watch(client, members, waits, timeout_s=timeout_s, as_json=as_json)
+            except KeyboardInterrupt:
+                click.echo(f"\nnot waited for any longer: {', '.join(names)} goes on by itself", err=True)
+                raise
             is_good = all(wait.outcome == "done" for wait in waits)
         else:
             is_good = all(wait.outcome is None for wait in waits)
