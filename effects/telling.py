@@ -37,6 +37,7 @@ WISHES = (
     ReloadAsked,
     ReinitAsked,
 )
+SILENCE_TOLD_AFTER_MS = 2_000
 QUIET_KINDS = ("cancelled", "expired")
 
 Line = tuple[int, str]
@@ -83,16 +84,18 @@ def _cluster_lines(before: View, view: View) -> Iterator[Line]:
         yield logging.INFO, f"the leader is {view.leader}" if view.leader else "nobody leads"
     if before.sync != view.sync and view.sync.leader is not None:
         named = ", ".join(view.sync.members) or "nobody else"
-        quorum = f", with {view.sync.quorum} votes of others" if view.sync.quorum else ""
+        quorum = f", each with votes of {view.sync.quorum} more" if view.sync.quorum else ""
         yield logging.INFO, f"after {view.sync.leader} may be promoted: {named}{quorum}"
     if view.failsafe_until_ms > before.failsafe_until_ms and before.failsafe_until_ms <= before.leadership_until_ms:
         yield logging.WARNING, "every member confirms this leader in etcd's place (failsafe)"
 
 
 def _silence_lines(before: View, event: ServerSilent) -> Iterator[Line]:
-    """A server that does not answer, once for each reason."""
-    is_first = before.server.silent_since_ms is None or before.server.is_starting
-    if not event.starting and is_first and event.pid == before.server.pid:
+    """A server that does not answer, once it has been silent for a while: while it starts there is no socket yet."""
+    since_ms = before.server.silent_since_ms
+    if event.starting or since_ms is None or event.pid != before.server.pid:
+        return
+    if before.now_ms - since_ms < SILENCE_TOLD_AFTER_MS <= event.at_ms - since_ms:
         yield logging.WARNING, f"the server does not answer: {event.detail}"
 
 

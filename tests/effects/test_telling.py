@@ -7,15 +7,19 @@ from fsm.asked import ConfigChange, RestartWish
 from fsm.events import (
     AnyEvent,
     ConfigAsked,
+    KeysChanged,
     ReinitAsked,
     ReloadAsked,
     RestartAsked,
     RestartCancelAsked,
+    ServerSilent,
     SwitchoverAsked,
     SwitchoverCancelAsked,
 )
+from fsm.facts import KeyChange
 from fsm.machine import step
-from tests.views import NOW_MS, leader_view
+from fsm.view import View
+from tests.views import NOW_MS, leader_view, standby_view
 
 AT = "2099-01-01T00:00:00Z"
 
@@ -60,3 +64,31 @@ def test_console_tells_how_a_request_ended_when_it_did() -> None:
     event = RestartCancelAsked(at_ms=NOW_MS, request_id="r")
     told = [line for _, line in lines(before, step(before, event), event)]
     assert told[-1] == "what was asked for: refused, no restart is scheduled"
+
+
+def said(view: View, *events: AnyEvent) -> list[str]:
+    """What the console says of these events, one after another."""
+    found: list[str] = []
+    for event in events:
+        decision = step(view, event)
+        found += [line for _, line in lines(view, decision, event)]
+        view = decision.view
+    return found
+
+
+def test_console_tells_why_a_server_does_not_answer_when_it_has_been_silent_for_a_while() -> None:
+    """Once, and not of the moment before its socket is there."""
+    silences = [ServerSilent(at_ms=NOW_MS + 500 * n, pid=42, detail="password wrong") for n in range(12)]
+    found = said(leader_view(), *silences)
+    assert found.count("the server does not answer: password wrong") == 1
+
+
+def test_console_tells_of_the_leader_and_whom_commits_wait_for_when_that_changes() -> None:
+    """An operator reads who leads, and who may be promoted after it, in every agent's messages."""
+    changes = (
+        KeyChange(key="leader", value="n2", mod_revision=90),
+        KeyChange(key="sync", value='{"leader":"n2","quorum":1,"sync_standby":"n1,n3"}', mod_revision=91),
+    )
+    found = said(standby_view(), *(KeysChanged(at_ms=NOW_MS, revision=91, changes=(change,)) for change in changes))
+    assert "the leader is n2" in found
+    assert "after n2 may be promoted: n1, n3, each with votes of 1 more" in found
