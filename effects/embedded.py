@@ -163,16 +163,23 @@ def unprivileged_user() -> RunAs | None:
 # etcd ---------------------------------------------------------------------------------------------------------------
 
 
+_HANDED_OUT: set[int] = set()
+# What this process was given before may belong to a server that is yet to start, or is down for a moment.
+
+
 def free_ports(count: int) -> list[int]:
-    """Different loopback TCP ports that nothing listens on now, below the ephemeral ones."""
+    """Different loopback TCP ports that nothing listens on now, below the ephemeral ones, none given out twice."""
     ports: list[int] = []
     with contextlib.ExitStack() as sockets:
         while len(ports) < count:
             port = random.randrange(PORT_MIN, PORT_MAX)  # noqa: S311 - not a secret
+            if port in _HANDED_OUT and len(_HANDED_OUT) < (PORT_MAX - PORT_MIN) // 2:
+                continue
             with contextlib.suppress(OSError):
                 listener = sockets.enter_context(socket.socket())
                 listener.bind(("127.0.0.1", port))
                 ports.append(port)
+    _HANDED_OUT.update(ports)
     return ports
 
 
