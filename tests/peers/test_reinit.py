@@ -12,6 +12,8 @@ from anyio import to_thread
 from api.cli.demo import processes
 from api.cli.demo.cluster import DemoNode
 from api.cli.demo.writer import connection_options
+from effects.clock import now_ms
+from fsm.effects import Clone
 from tests.cluster.harness import RealCluster
 from tests.peers import nodes
 from tests.peers.matriarch import Matriarch
@@ -71,7 +73,8 @@ async def test_patronictl_waits_for_the_new_server_when_the_old_one_was_running(
     assert ended.stdout.endswith(WAITED.format(name=node.name))
     while seen.states[0] == "running":
         seen.states.pop(0)  # before it was asked
-    assert seen.states == ["creating replica", "starting", "running"]
+    # The start takes a few milliseconds: whoever looks now and then need not see it.
+    assert [state for state in seen.states if state != "starting"] == ["creating replica", "running"]
     assert asides(node) != kept
     await real.settled()
     assert rows_counted(real, node) == rows_counted(real, real.leader)
@@ -98,15 +101,14 @@ async def test_patronictl_begins_anew_when_one_runs_and_a_person_says_so(
 ) -> None:
     """The base backup under way is given up for another; the old data stay the ones that are kept."""
     await real.settled()
-    node = replicas(real)[0]
+    node, began_ms = replicas(real)[0], now_ms()
     await reinit(patronictl, node.name, "--force")
     async with held_copy(node):
         kept = asides(node)
-        with observed(node) as seen:
-            ended = await reinit(patronictl, node.name, "--wait", typed="y\ny\n")
+        ended = await reinit(patronictl, node.name, "--wait", typed="y\ny\n")
     assert ended.stdout.endswith(WAITED.format(name=node.name))
-    assert seen.steps.count("base backup") == 2
-    assert any(later < earlier for earlier, later in zip(seen.bytes_done, seen.bytes_done[1:], strict=False))
+    assert len(real.orders(Clone, node.name, since_ms=began_ms)) == 2
+    assert [entry for entry in real.entries(node.name, since_ms=began_ms) if entry.cancelled]
     await real.settled()
     assert asides(node) == kept
 
