@@ -13,6 +13,7 @@ from api.cli.demo.servers import primary_connection
 from effects.clock import now_ms
 from effects.etcd import EtcdClient
 from effects.etcd_types import put
+from fsm.effects import WriteSync
 from tests.cluster.faults import freeze_node, freeze_server, thaw_node, thaw_server
 from tests.cluster.harness import PREFIX, RealCluster, sync_key
 from tests.cluster.witnesses import (
@@ -195,6 +196,26 @@ async def test_tags_choose_the_synchronous_standby_when_they_differ() -> None:
         real.cluster.node(best).bring_back()
         await until_synchronous(real, lambda key: key.members == (best,))
         await real.settled()
+
+
+async def test_standby_that_lags_is_waited_for_only_when_no_limit_is_set() -> None:
+    """maximum_lag_on_syncnode: one that applies everything a little later never stops, and is always behind."""
+    dynamic = {
+        "synchronous_mode": True,
+        "synchronous_node_count": 2,
+        "maximum_lag_on_syncnode": 1000,
+        "postgresql": {"parameters": {"synchronous_commit": "remote_apply"}},
+    }
+    late = {"tags": {"nofailover": True}, "postgresql": {"parameters": {"recovery_min_apply_delay": "700ms"}}}
+    async with watched_cluster(dynamic=dynamic, nodes={"n3": late}) as (real, _):
+        other = next(node.name for node in standbys(real) if node.name != "n3")
+        with Writers(real) as writers:
+            await until_synchronous(real, lambda key: key.members == (other,))
+            await until(lambda: writers.have_written(300))
+            assert not [order for order in real.orders(WriteSync) if "n3" in order.effect.text]  # type: ignore[union-attr]
+            await configure(real, maximum_lag_on_syncnode=-1)
+            await until_synchronous(real, lambda key: set(key.members) == {other, "n3"})
+        assert writers.lost() == set()
 
 
 async def test_node_that_restarts_first_leaves_the_key_when_it_may_miss_commits() -> None:
