@@ -89,8 +89,17 @@ async def test_leader_steps_down_in_time_when_etcd_has_no_quorum_and_failsafe_is
         leader, server = real.leader, postmaster_of(real.leader)
         async with without_quorum(real, how="killed"):
             await until(lambda: not processes.server_of(leader.data_dir))
+            await until(
+                lambda: bool(exits_of(real, leader.name, server))
+            )  # the processes are gone before the log tells
             events = [entry.event for entry in real.entries(leader.name)]
-            exits = [event for event in events if isinstance(event, ServerExited) and event.pid == server]
+            exits = exits_of(real, leader.name, server)
             held = [e.result for e in events if isinstance(e, Succeeded) and isinstance(e.result, LeaseHeld)]
             assert [ended.exited_at_ms < held[-1].sent_at_ms + TTL_S * 1000 for ended in exits] == [True]
         await real.settled()
+
+
+def exits_of(real: RealCluster, name: str, pid: int) -> list[ServerExited]:
+    """What the node logged of the end of this server."""
+    events = [entry.event for entry in real.entries(name)]
+    return [event for event in events if isinstance(event, ServerExited) and event.pid == pid]
