@@ -22,7 +22,7 @@ from fsm.replay import Replay
 from fsm.wire import SyncKey
 from tests.cluster.harness import RealCluster, Wanted, running_cluster, sync_key
 
-PATIENCE_S = 120
+PATIENCE_S = 60
 PREFIX = "/service/demo/"
 STREAMING_FROM = "SELECT array_agg(pid ORDER BY pid) FROM pg_stat_replication WHERE state = 'streaming'"
 TRY_WRITE = "INSERT INTO monitor (at_ms) VALUES (%s)"
