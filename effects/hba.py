@@ -6,7 +6,7 @@ the running server (`pg_hba_file_rules`).
 
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 HOST_TYPES = ("host", "hostssl", "hostnossl", "hostgssenc", "hostnogssenc")
 INCLUDES = ("include", "include_if_exists", "include_dir")
@@ -47,17 +47,22 @@ def hba_fault(lines: Sequence[str]) -> str | None:
 
 def has_own_access(lines: Sequence[str], username: str) -> bool:
     """True when one of these lines is for this user on the local socket, which is the way that the agent takes."""
-    return any(_is_for(line, username) for line in lines)
+    return any(_is_for(line, username, lambda name: name in ANY_DATABASE or name[0] == "/") for line in lines)
 
 
-def _is_for(line: str, username: str) -> bool:
+def has_own_replication(lines: Sequence[str], username: str) -> bool:
+    """True when one of these lines lets this user speak the replication protocol on the local socket."""
+    return any(_is_for(line, username, lambda name: name == "replication") for line in lines)
+
+
+def _is_for(line: str, username: str, is_database_ours: Callable[[str], bool]) -> bool:
     tokens = [found.group() for found in TOKEN.finditer(_without_comment(line))]
     if tokens and (tokens[0] in INCLUDES or "@" in "".join(tokens[1:3])):
         return True  # only the server can look into other files
     if len(tokens) < 4 or tokens[0] != "local":
         return False
     databases, users = (_names(token) for token in tokens[1:3])
-    return any(name in ANY_DATABASE or name[0] == "/" for name in databases) and any(
+    return any(is_database_ours(name) for name in databases) and any(
         name in ("all", username) or name[0] in "/+" for name in users
     )
 

@@ -15,7 +15,7 @@ from psycopg.conninfo import make_conninfo
 
 from effects.errors import PostgresError
 from effects.files import make_directory, remove_durably, write_atomically
-from effects.hba import has_own_access
+from effects.hba import has_own_access, has_own_replication
 from effects.server_settings import Login, ServerSettings
 from fsm.dynamic import CONTROLLED_LEAST
 from fsm.facts import Upstream
@@ -238,11 +238,17 @@ def host_based_authentication(settings: ServerSettings) -> str:
 
 
 def _own_access(settings: ServerSettings) -> list[str]:
-    user = settings.superuser
-    if not user.password or has_own_access(settings.pg_hba, user.username):
-        return []
+    rows = [
+        (database, login.username)
+        for database, login, has_it in (
+            ("all", settings.superuser, has_own_access),
+            ("replication", settings.replication, has_own_replication),
+        )
+        if login.password and not has_it(settings.pg_hba, login.username)
+    ]
     # This method takes a SCRAM verifier as well as one that an older cluster made.
-    return [OWN_ACCESS_HEADER, f"local all {_quoted_name(user.username)} md5"]
+    lines = [f"local {database} {_quoted_name(username)} md5" for database, username in rows]
+    return [OWN_ACCESS_HEADER, *lines] if lines else []
 
 
 def _quoted_name(name: str) -> str:

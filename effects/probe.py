@@ -13,6 +13,7 @@ from effects.errors import PostgresError
 from effects.redaction import HIDDEN, is_secret_name
 from effects.server_settings import ServerSettings
 from effects.sql import Connection, connect_locally, renamed_errors
+from effects.timelines import replayed_timeline
 from fsm.facts import ParameterChange, Probe, Standby
 from fsm.units import shown_setting
 
@@ -115,7 +116,8 @@ class Prober:
         """
         try:
             with anyio.fail_after(timeout_ms / 1000):
-                return self._fact(await self._ask())
+                row = await self._ask()
+                return self._fact(row, await self._timeline(row))
         except TimeoutError as error:
             self.close()
             raise PostgresError(f"the server did not answer within {timeout_ms} ms") from error
@@ -155,7 +157,7 @@ class Prober:
             raise PostgresError("the probe returned no row")
         return _Row(*row)
 
-    def _fact(self, row: _Row) -> Probe:
+    def _fact(self, row: _Row, timeline: int) -> Probe:
         if row.pending_restart is not None:
             self._loaded_at = row.loaded_at
             self._pending_restart = {found["name"]: _change(found) for found in row.pending_restart}
@@ -163,7 +165,7 @@ class Prober:
         assert self._connection is not None
         return Probe(
             in_recovery=row.in_recovery,
-            timeline=self._timeline(row),
+            timeline=timeline,
             system_id=row.system_id,
             server_version=self._connection.info.server_version,
             postmaster_started_at=row.started_at.isoformat(sep=" "),
@@ -183,15 +185,15 @@ class Prober:
             pending_restart_reason=self._pending_restart,
         )
 
-    def _timeline(self, row: _Row) -> int:
+    async def _timeline(self, row: _Row) -> int:
+        """The timeline that the server is on. The control file lags behind, by as much as a whole promotion."""
         if row.walfile is not None:
             return int(row.walfile[:8], 16)
         if row.received_timeline:
             self._received = (row.started_at, row.received_timeline)
-        # The control file lags behind; when the receiver has gone, what it received in this server's life still holds.
-        is_remembered = self._received is not None and self._received[0] == row.started_at
-        remembered = self._received[1] if self._received and is_remembered else 0
-        return max(row.received_timeline, row.control_timeline, remembered)
+        if self._received is not None and self._received[0] == row.started_at:
+            return max(row.control_timeline, self._received[1])  # the receiver may have gone since; this still holds
+        return max(row.control_timeline, await replayed_timeline(self._settings))
 
 
 def _change(found: dict[str, str]) -> ParameterChange:

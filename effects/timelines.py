@@ -1,6 +1,9 @@
-"""How another server came to its timeline, as it says itself over the replication protocol."""
+"""Timelines, as servers tell them over the replication protocol: another's history, and where the own replay is."""
+
+import logging
 
 import anyio
+import msgspec
 from psycopg import pq
 
 from effects.controldata import parse_lsn
@@ -8,6 +11,8 @@ from effects.errors import PostgresError
 from effects.server_settings import ServerSettings
 from effects.sql import Connection, replication_connection
 from fsm.facts import TimelineHistory, TimelineSwitch, Upstream
+
+logger = logging.getLogger(__name__)
 
 
 async def read_leader_history(settings: ServerSettings, upstream: Upstream, timeout_ms: int) -> TimelineHistory:
@@ -21,6 +26,22 @@ async def read_leader_history(settings: ServerSettings, upstream: Upstream, time
                 return await _read(connection)
     except TimeoutError as error:
         raise PostgresError(f"{upstream.name} did not tell its history within {timeout_ms} ms") from error
+
+
+async def replayed_timeline(settings: ServerSettings) -> int:
+    """The timeline of the WAL that the own standby replayed last; 0 when it does not say so.
+
+    Of a standby that streamed nothing since its start only this command tells: pg_control knows the timeline of the
+    last restartpoint. Source: PostgreSQL, IDENTIFY_SYSTEM; walsender.c, GetStandbyFlushRecPtr.
+    """
+    own = Upstream(name=settings.name, host=str(settings.socket_dir), port=settings.port)
+    login = msgspec.structs.replace(settings.replication, options={})  # TLS is not for Unix sockets
+    try:
+        async with replication_connection(own, login) as connection:
+            return int((await _ask(connection, "IDENTIFY_SYSTEM"))[1])
+    except PostgresError as error:
+        logger.warning("the timeline is taken from pg_control, which may be older: %s", error)
+        return 0
 
 
 async def _read(connection: Connection) -> TimelineHistory:

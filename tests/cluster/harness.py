@@ -101,12 +101,13 @@ class RealCluster:
         return [issued for entry in entries for issued in entry.effects if isinstance(issued.effect, kind)]
 
 
-def _show_what_was_said(cluster: DemoCluster) -> None:
+def show_what_was_said(cluster: DemoCluster) -> str:
     """The end of every agent's console, for whoever reads why a test failed."""
+    shown = []
     for node in cluster.nodes:
         if node.output_path.exists():
-            print(f"---- {node.name}")
-            print("\n".join(node.output_path.read_text(errors="replace").splitlines()[-SHOWN_LINES:]))
+            shown += [f"---- {node.name}", *node.output_path.read_text(errors="replace").splitlines()[-SHOWN_LINES:]]
+    return "\n".join(shown)
 
 
 def _is_settled(picture: ClusterPicture, but: Collection[str]) -> bool:
@@ -138,7 +139,7 @@ async def running_cluster(**wanted: Unpack[Wanted]) -> AsyncIterator[tuple[RealC
                 else:
                     yield real, 0
         except BaseException:
-            _show_what_was_said(cluster)
+            print(show_what_was_said(cluster))
             raise
         finally:
             with anyio.CancelScope(shield=True):

@@ -92,6 +92,10 @@ def test_agent_is_let_in_when_the_configured_rules_forget_it(tmp_path: Path) -> 
     """Rules that served an agent that connects over TCP get one more line, before them."""
     made = settings_for(tmp_path, "n1", Path("/nowhere"), None, 5432)
     without = host_based_authentication(msgspec.structs.replace(made, pg_hba=("host all all all md5",)))
-    assert without.splitlines() == [OWN_ACCESS_HEADER, 'local all "postgres" md5', "host all all all md5"]
-    with_it = host_based_authentication(msgspec.structs.replace(made, pg_hba=("local all all peer",)))
-    assert with_it.splitlines() == ["local all all peer"]
+    added = ['local all "postgres" md5', 'local replication "Replicator" md5']
+    assert without.splitlines() == [OWN_ACCESS_HEADER, *added, "host all all all md5"]
+    half = host_based_authentication(msgspec.structs.replace(made, pg_hba=("local all all peer",)))
+    assert half.splitlines() == [OWN_ACCESS_HEADER, 'local replication "Replicator" md5', "local all all peer"]
+    enough = ("local all,replication all peer",)
+    with_it = host_based_authentication(msgspec.structs.replace(made, pg_hba=enough))
+    assert with_it.splitlines() == [*enough]

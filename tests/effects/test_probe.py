@@ -83,6 +83,31 @@ async def test_standby_keeps_its_timeline_when_its_receiver_goes(
 
 
 @pytest.mark.servers
+async def test_standby_knows_its_timeline_when_it_crashed_before_the_control_file_told(
+    open_directory: Path, any_bin: Path, run_as: RunAs | None
+) -> None:
+    """It has replayed WAL of the new timeline, streams from nobody, and its last restartpoint was on the old one."""
+    async with running_nodes(open_directory, any_bin, run_as, "n1", "n2", "n3") as (one, two, three):
+        await one.become_first_primary()
+        await two.become_standby_of(one)
+        await three.become_standby_of(one)
+        await one.stop()
+        await two.promote()
+        await three.server.follow(two.upstream, {})
+        await three.until_streaming(timeline=2)
+        written_lsn = (await two.prober.probe(2000)).flushed_lsn
+        await three.until_replayed(written_lsn)
+        await three.stop("kill")
+        await three.server.start("standby", None, {}, armed_until_ms=None)
+        probe = await three.until(lambda probe: probe.replayed_lsn >= written_lsn)
+        rows = await three.execute(
+            "SELECT greatest(c.timeline_id, r.min_recovery_end_timeline)"
+            " FROM pg_control_checkpoint() c, pg_control_recovery() r"
+        )
+        assert (rows, probe.timeline) == ([(1,)], 2)
+
+
+@pytest.mark.servers
 async def test_probe_connects_again_when_the_server_was_restarted(
     open_directory: Path, postgres_bin: Path, run_as: RunAs | None
 ) -> None:
