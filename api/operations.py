@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.access import Access
-from api.answers import Rejected, read_object, text_answer, text_of
+from api.answers import Rejected, json_answer, read_object, text_answer, text_of
 from api.waiting import Desk
 from effects.clock import unix_ms
 from effects.errors import ConfigError
@@ -26,15 +26,19 @@ from fsm.events import (
     RestartCancelAsked,
     SwitchoverAsked,
     SwitchoverCancelAsked,
+    VoteAsked,
 )
 from fsm.restart import restart_obstacle, restart_start_timeout_ms
 from fsm.status import AskedSwitchover
 from fsm.timing import REQUEST_TIMEOUT_MS, RESTART_STOP_MS
 from fsm.view import View
+from fsm.vote import vote_revision
 
 OBSTACLE_LASTS_S = 1.5
 FAILSAFE_WAIT_S = 0.4
 """How long a leader is kept waiting for this node's promise; it gives its members 500 ms."""
+VOTE_WAIT_S = 0.3
+"""How long a candidate is kept waiting for this node's vote; it gives its members 500 ms."""
 SWITCHOVER_WAIT_LEAST_S = 10
 TAKEN_WAIT_S = 2
 """How long a request may be on its way to the machine, which takes milliseconds."""
@@ -66,6 +70,7 @@ class Operations:
             ("POST", "/reload"): self.reload,
             ("POST", "/reinitialize"): self.reinitialize,
             ("POST", "/failsafe"): self.confirm_failsafe,
+            ("POST", "/vote"): self.vote,
         }
         guarded = self._access.guarded
         return [
@@ -305,6 +310,23 @@ class Operations:
             raise Rejected(502, "failsafe mode is off")
         if status.is_leading_in_any_way(view) or leader == view.name:
             raise Rejected(500, "Running as a leader")
+
+    # ---- elections
+
+    async def vote(self, request: Request) -> Response:
+        """This node's status, once its standby receives nothing more, so that what it says of its WAL stays true.
+
+        Without a vote, which `matriarch.vote_revision` tells, it is answered all the same.
+        """
+        body = await read_object(request)
+        candidate, revision = text_of(body, "candidate"), body.get("sync_revision")
+        if candidate is None or not isinstance(revision, int) or revision <= 0:
+            raise Rejected(400, '"candidate" (a member\'s name) and "sync_revision" (a number above 0) are needed')
+        self._desk.submit(VoteAsked(at_ms=self._desk.now_ms(), candidate=candidate, sync_revision=revision))
+        await self._desk.found(lambda view: vote_revision(view) == revision or None, VOTE_WAIT_S)
+        view, now_ms = self._desk.view, self._desk.now_ms()
+        fields = status.status_fields(view, status.standing_at(view, now_ms))
+        return json_answer({**fields, "matriarch": fields["matriarch"] | status.ages(view, now_ms)})
 
 
 def _ttl_of(body: dict[str, Any]) -> int:

@@ -46,7 +46,8 @@ class Peers:
         reports: list[PeerReport] = []
 
         async def one(name: str, url: str) -> None:
-            answer = await self._get(url)
+            answer = await self._vote_of(url, effect.sync_revision) if name in effect.voters else None
+            answer = answer or await self._get(url)
             if answer is not None:
                 reports.append(parse_report(name, answer))
 
@@ -77,6 +78,16 @@ class Peers:
                 for name, url in urls.items():
                     questions.start_soon(ask, name, url)
 
+    async def _vote_of(self, url: str, sync_revision: int) -> dict[str, Any] | None:
+        """As `_get`, of a member that votes; None from one that knows no votes (Patroni answers 501)."""
+        body = {"candidate": self._name, "sync_revision": sync_revision}
+        try:
+            answer = await self._client.post(url.rsplit("/", 1)[0] + "/vote", json=body)
+            found = answer.json() if answer.status_code == 200 else None
+        except (httpx.HTTPError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
     async def _get(self, url: str) -> dict[str, Any] | None:
         try:
             answer = await self._client.get(url)
@@ -103,5 +114,6 @@ def parse_report(name: str, answer: dict[str, Any]) -> PeerReport:
         failover_priority=failover_priority(tags),
         is_replaying=isinstance(ours, dict) and bool(ours.get("replaying")),
         instance=str(ours.get("instance") or "") if isinstance(ours, dict) else "",
+        vote_revision=int(ours.get("vote_revision") or 0) if isinstance(ours, dict) else 0,
         probed_ago_ms=int(ours.get("probed_ago_ms") or 0) if isinstance(ours, dict) else 0,
     )

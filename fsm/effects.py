@@ -361,6 +361,10 @@ class AskPeers(Effect, frozen=True, kw_only=True):
 
     resource: ClassVar[Resource] = "peers"
     api_urls: dict[str, str]
+    voters: tuple[str, ...] = ()
+    """Those of them that are asked for their vote. See fsm/vote.py."""
+    sync_revision: int = 0
+    """What the vote is for."""
 
 
 class AskFailsafe(Effect, frozen=True, kw_only=True):

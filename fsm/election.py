@@ -9,6 +9,7 @@ from fsm.timing import (
     STARTING_MEMBER_WAIT_MS,
 )
 from fsm.view import HeardPeer, View
+from fsm.vote import sync_revision
 from fsm.wire import failover_priority, is_barred_by_tags
 
 
@@ -63,16 +64,25 @@ def is_failover_to_us(view: View) -> bool:
     return request is not None and request.leader is None and request.candidate == view.name
 
 
-def votes(view: View) -> tuple[str, ...]:
-    """Other members of the `sync` key that hold no more WAL than this node, by a look since the key became free.
+def voters(view: View) -> tuple[str, ...]:
+    """The members whose vote this node needs some of; nobody where the `sync` key says enough by itself."""
+    if not is_sync_key_decisive(view) or view.name == view.sync.leader or not view.sync.quorum:
+        return ()
+    return tuple(sorted(name for name in {*view.sync.members, view.sync.leader} if name and name != view.name))
 
-    One that was started and still reads the WAL on its disk holds more than it tells.
+
+def votes(view: View) -> tuple[str, ...]:
+    """The voters that hold no more WAL than this node, by a look since the key became free.
+
+    One that was started and still reads the WAL on its disk holds more than it tells. What a member holds counts only
+    once it receives no more; of Patroni's members, which do not vote, their word is taken, as Patroni takes it.
     """
     since_ms = view.leader_free_since_ms if view.leader_free_since_ms is not None else view.state_since_ms
     return tuple(
         heard.report.name
         for heard in view.peers.values()
-        if heard.report.name in {*view.sync.members, view.sync.leader} - {view.name}
+        if heard.report.name in voters(view)
+        and (heard.report.vote_revision == sync_revision(view) or not heard.report.instance)
         and 0 < heard.report.position_lsn <= view.position_lsn
         and not heard.report.is_replaying
         and heard.at_ms - heard.report.probed_ago_ms >= since_ms

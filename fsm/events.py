@@ -215,6 +215,14 @@ class FailsafeAsked(Event, frozen=True, kw_only=True):
     api_url: str = ""
 
 
+class VoteAsked(Event, frozen=True, kw_only=True):
+    """A candidate asked this node to stop receiving, and then to say how far its WAL reaches."""
+
+    candidate: str
+    sync_revision: int
+    """The revision of the `sync` key by which the candidate stands."""
+
+
 # ---- outcomes of effects --------------------------------------------------------------------------------------------
 
 
@@ -373,6 +381,7 @@ AnyEvent = (
     | ReloadAsked
     | ReinitAsked
     | FailsafeAsked
+    | VoteAsked
     | Succeeded
     | Failed
     | Unknown

@@ -149,5 +149,7 @@ class PeerReport(Fact, frozen=True, kw_only=True):
     """Its server was started and has not read all WAL on its own disk yet: it may hold more than the position says."""
     instance: str = ""
     """Which agent process answered; empty where it does not say (Patroni)."""
+    vote_revision: int = 0
+    """The revision of the `sync` key for which it votes; 0 for none. See fsm/vote.py."""
     probed_ago_ms: int = 0
     """How old the peer's own look at its server was; 0 where it looked for this answer (Patroni does)."""

@@ -44,6 +44,7 @@ from fsm.events import (
     SyncMarked,
     Ticked,
     Unknown,
+    VoteAsked,
 )
 from fsm.facts import Key, KeyChange
 from fsm.handover import due_at_ms
@@ -62,7 +63,7 @@ from fsm.requests import (
 )
 from fsm.states import State
 from fsm.timing import CRASH_FORGIVEN_AFTER_MS, UNANSWERED_GRACE_MS, writable_until_ms
-from fsm.view import Attempts, Fence, HeardPeer, LeaderHistory, Lease, Promise, Server, Underway, View
+from fsm.view import Attempts, Fence, HeardPeer, LeaderHistory, Lease, Promise, Server, Underway, View, Vote
 from fsm.waiting import looked, marked, ordered, released
 from fsm.wire import (
     parse_failover,
@@ -197,7 +198,8 @@ def _with_meaning(view: View, change: KeyChange) -> View:
     match change.key:
         case "leader":
             since = None if change.value is not None else view.leader_free_since_ms or view.now_ms
-            view = replace(view, leader_free_since_ms=since)
+            vote = view.vote if change.value is None else None
+            view = replace(view, leader_free_since_ms=since, vote=vote)
             # Whoever leads has the data that all others copy: what was asked before is void.
             return _without_reinit(view) if view.name and change.value == view.name else view
         case "config":
@@ -343,6 +345,16 @@ def _failsafe_asked(view: View, event: FailsafeAsked) -> View:
     # At least as long as the leader counts on, should it have heard of another ttl than this node.
     until_ms = event.at_ms + max(event.ttl_s, view.dynamic.ttl_s) * 1000
     return replace(view, promise=Promise(leader=event.leader, until_ms=until_ms))
+
+
+def _vote_asked(view: View, event: VoteAsked) -> View:
+    """A second question about the same election changes nothing: the promise stands since the first."""
+    asked = Vote(candidate=event.candidate, sync_revision=event.sync_revision, asked_at_ms=event.at_ms)
+    if event.candidate == view.name or event.candidate not in view.members:
+        return view
+    if view.vote is not None and view.vote.sync_revision == event.sync_revision:
+        return view
+    return replace(view, vote=asked)
 
 
 # ---- outcomes -------------------------------------------------------------------------------------------------------
@@ -547,6 +559,7 @@ _FOLDS: dict[type, Callable[[View, Any], View]] = {
     ReloadAsked: reload_asked,
     ReinitAsked: _reinit_asked,
     FailsafeAsked: _failsafe_asked,
+    VoteAsked: _vote_asked,
     Succeeded: _succeeded,
     Failed: _failed,
     Unknown: _unknown,

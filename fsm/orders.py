@@ -4,7 +4,7 @@ from typing import Literal
 
 from fsm import effects as do
 from fsm.asked import Asked
-from fsm.election import everybody_else, other_members
+from fsm.election import everybody_else, other_members, voters
 from fsm.facts import Upstream
 from fsm.guards import clone_source, is_initialize_claim_ours, is_primary_running, leader_to_follow, wanted_upstream
 from fsm.handover import request_in_force
@@ -14,6 +14,7 @@ from fsm.syncnames import NOBODY
 from fsm.timelines import known_history
 from fsm.timing import NAMESAKE_TIMEOUT_MS, PEER_ANSWER_TIMEOUT_MS, renew_timeout_ms, writable_until_ms
 from fsm.view import View
+from fsm.vote import sync_revision
 from fsm.waiting import doubled_standbys
 from fsm.wire import FailoverRequest, compact, sync_text
 
@@ -48,13 +49,8 @@ def take_leader_key(view: View) -> do.TakeLeaderKey:
         timeout_ms=KEYS_TIMEOUT_MS,
         lease_id=view.lease.lease_id,
         valid_until_ms=view.lease.writable_until_ms,
-        sync_revision=_sync_revision(view),
+        sync_revision=sync_revision(view),
     )
-
-
-def _sync_revision(view: View) -> int:
-    seen = view.keys.get("sync")
-    return seen.mod_revision if seen is not None and seen.value is not None else 0
 
 
 def release_leader_key(view: View) -> do.ReleaseLeaderKey:
@@ -112,7 +108,7 @@ def write_sync(view: View) -> do.WriteSync:
     return do.WriteSync(
         timeout_ms=KEYS_TIMEOUT_MS,
         text=sync_text(key or view.sync),
-        mod_revision=_sync_revision(view),
+        mod_revision=sync_revision(view),
         valid_until_ms=view.writable_until_ms,
     )
 
@@ -120,7 +116,7 @@ def write_sync(view: View) -> do.WriteSync:
 def delete_sync(view: View) -> do.DeleteSync:
     """No `sync` key."""
     return do.DeleteSync(
-        timeout_ms=KEYS_TIMEOUT_MS, mod_revision=_sync_revision(view), valid_until_ms=view.writable_until_ms
+        timeout_ms=KEYS_TIMEOUT_MS, mod_revision=sync_revision(view), valid_until_ms=view.writable_until_ms
     )
 
 
@@ -226,10 +222,11 @@ def reload_server(view: View) -> do.ReloadServer:
 
 
 def _present_upstream(view: View) -> Upstream | None:
+    """Where the standby streams from as last seen; had it been cut off to vote since, it is cut off again."""
     probe = view.server.probe
-    if probe is None or not probe.upstream_host:
+    if probe is None or not probe.in_recovery or not probe.upstream_host:
         return None
-    return Upstream(name="", host=probe.upstream_host, port=probe.upstream_port or 5432)
+    return Upstream(name=probe.upstream_host, host=probe.upstream_host, port=probe.upstream_port or 5432)
 
 
 def read_directory(view: View) -> do.ReadDataDirectory:
@@ -259,17 +256,19 @@ def follow(view: View) -> do.Follow:
     return do.Follow(timeout_ms=SERVER_TIMEOUT_MS, upstream=wanted_upstream(view))
 
 
+def cut_receiver(view: View) -> do.Follow:
+    """The running standby, away from whoever led."""
+    return do.Follow(timeout_ms=SERVER_TIMEOUT_MS, upstream=None)
+
+
 def apply_parameters(view: View) -> do.ApplyParameters:
     """The configuration that is now in etcd, to the running server, which goes on streaming from where it does."""
-    key, probe = view.keys.get("config"), view.server.probe
-    upstream = None
-    if probe is not None and probe.in_recovery and probe.upstream_host and probe.upstream_port:
-        upstream = Upstream(name=probe.upstream_host, host=probe.upstream_host, port=probe.upstream_port)
+    key = view.keys.get("config")
     return do.ApplyParameters(
         timeout_ms=SERVER_TIMEOUT_MS,
         pid=view.server.pid or 0,
         config_revision=key.mod_revision if key else 0,
-        upstream=upstream,
+        upstream=_present_upstream(view),
     )
 
 
@@ -335,7 +334,12 @@ def prepare_cluster(view: View) -> do.PrepareCluster:
 
 def ask_peers(view: View) -> do.AskPeers:
     """Where every other member stands, also one whose key has run out: it may lead on without etcd."""
-    return do.AskPeers(timeout_ms=PEER_ANSWER_TIMEOUT_MS, api_urls=everybody_else(view))
+    return do.AskPeers(
+        timeout_ms=PEER_ANSWER_TIMEOUT_MS,
+        api_urls=everybody_else(view),
+        voters=voters(view),
+        sync_revision=sync_revision(view) if voters(view) else 0,
+    )
 
 
 def ask_successor(view: View) -> do.AskPeers:

@@ -26,6 +26,7 @@ from fsm.publish import (
 from fsm.rebuilding import rebuilding_fields
 from fsm.states import State
 from fsm.view import View
+from fsm.vote import vote_revision
 from fsm.wire import PATRONI_VERSION, FailoverRequest, Member, is_barred_by_tags, json_object
 
 ANSWER_FRESH_MS = 5_000
@@ -314,6 +315,7 @@ def _ours(view: View, is_log_degraded: bool, progress: dict[str, Any] | None) ->
         "instance": (view.identity.instance if view.identity else "") or None,
         "log_degraded": is_log_degraded or None,
         "rebuilding": rebuilding_fields(view),
+        "vote_revision": vote_revision(view) or None,
         "replaying": (view.server.probe is not None and view.server.probe.is_replaying) or None,
         "progress": progress,
         "refused_parameters": dict(view.server.refused_parameters) or None,

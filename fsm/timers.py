@@ -162,7 +162,7 @@ def _is_somebody_waiting(view: View) -> bool:
 def _is_change_expected(view: View) -> bool:
     """A handover is asked for, nobody leads, or the standby does not stream yet, or not from where it was told to."""
     probe = view.server.probe
-    if view.server.probed_at_ms <= view.achieved.get("follow", -1):
+    if view.server.probed_at_ms <= max(view.achieved.get(duty, -1) for duty in ("follow", "cut-receiver")):
         return True
     is_idle_standby = probe is not None and probe.in_recovery and probe.receiver_status != "streaming"
     return request_in_force(view) is not None or view.leader is None or is_idle_standby

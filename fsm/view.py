@@ -114,6 +114,14 @@ class Promise(Fact, frozen=True, kw_only=True):
     until_ms: int
 
 
+class Vote(Fact, frozen=True, kw_only=True):
+    """That a candidate asked this node for its vote; see fsm/vote.py."""
+
+    candidate: str
+    sync_revision: int
+    asked_at_ms: int
+
+
 class StandbyTrack(Fact, frozen=True, kw_only=True):
     """How a standby of this leader's server gets on, by its own acknowledgements."""
 
@@ -179,6 +187,7 @@ class View(Fact, frozen=True, kw_only=True):
     """The lease before this one: the leader key hangs on it until it is bound to the new one."""
     failsafe_until_ms: int = 0
     promise: Promise | None = None
+    vote: Vote | None = None
     fence: Fence = Fence()
     server: Server = Server()
     directory: DataDirectory | None = None

@@ -160,6 +160,7 @@ from fsm.guards.synchronous import (
     is_waiting_prepared,
     may_names_be_left_over,
 )
+from fsm.guards.voting import is_vote_wanted, may_still_receive
 
 __all__ = [
     "clone_source",
@@ -288,6 +289,7 @@ __all__ = [
     "is_too_small_for_its_wal",
     "is_unpaused",
     "is_unrivalled",
+    "is_vote_wanted",
     "is_waiting_prepared",
     "is_work_on_directory_ahead",
     "leader_to_follow",
@@ -296,5 +298,6 @@ __all__ = [
     "may_clone_on_divergence",
     "may_initialize",
     "may_names_be_left_over",
+    "may_still_receive",
     "wanted_upstream",
 ]

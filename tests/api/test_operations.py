@@ -1,5 +1,6 @@
 """Requests that change something: who may make them, what is refused, and when they are answered."""
 
+import json
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from msgspec.structs import replace
 
 from api import operations
 from fsm.dynamic import Dynamic
-from fsm.events import AnyEvent, FailsafeAsked, ReinitAsked, SwitchoverAsked
+from fsm.events import AnyEvent, FailsafeAsked, ReinitAsked, SwitchoverAsked, VoteAsked
 from fsm.facts import Key
 from fsm.observe import observe
 from fsm.view import Etcd, View
@@ -240,6 +241,55 @@ async def test_reinitialize_is_refused_when_there_is_nothing_to_copy_or_it_runs(
     around.show(view)
     answer = await ask_json(around.app(), "/reinitialize", {})
     assert (answer.status, bool(answer.text), around.submitted) == (503, True, [])
+
+
+# ---- votes -------------------------------------------------------------------------------------------------------
+
+
+def voting_view() -> View:
+    """A standby whose leader is gone, and which has left it."""
+    view = standby_view()
+    probe = view.server.probe
+    assert probe is not None
+    cut = replace(probe, upstream_host=None, upstream_port=None, receiver_status=None)
+    return replace(
+        view,
+        keys={"sync": Key(value="{}", mod_revision=70)},
+        etcd=replace(view.etcd, is_watched=True),
+        server=replace(view.server, probe=cut, probed_at_ms=NOW_MS + 1),
+        achieved={"cut-receiver": NOW_MS},
+    )
+
+
+async def test_vote_is_told_when_the_standby_receives_nothing(around: Surroundings) -> None:
+    """The status, with the revision that the vote is for."""
+    around.show(voting_view())
+    deciding(around)
+    answer = await ask_json(around.app(), "/vote", {"candidate": "n1", "sync_revision": 70})
+    told = json.loads(answer.body)
+    assert (answer.status, told["matriarch"]["vote_revision"]) == (200, 70)
+    assert told["xlog"]["received_location"] == POSITION_LSN
+    assert around.submitted == [VoteAsked(at_ms=NOW_MS, candidate="n1", sync_revision=70)]
+
+
+async def test_vote_is_not_told_when_another_key_was_meant(around: Surroundings) -> None:
+    """Where the node stands is answered all the same."""
+    around.show(voting_view())
+    deciding(around)
+    answer = await ask_json(around.app(), "/vote", {"candidate": "n1", "sync_revision": 71})
+    told = json.loads(answer.body)
+    assert (answer.status, told["matriarch"].get("vote_revision")) == (200, None)
+    assert told["xlog"]["received_location"] == POSITION_LSN
+
+
+@pytest.mark.parametrize(
+    "body", [{"candidate": "n1"}, {"sync_revision": 70}, {"candidate": "n1", "sync_revision": "x"}]
+)
+async def test_vote_is_refused_when_the_question_makes_no_sense(around: Surroundings, body: dict[str, object]) -> None:
+    """Nothing is submitted."""
+    around.show(voting_view())
+    answer = await ask_json(around.app(), "/vote", body)
+    assert (answer.status, around.submitted) == (400, [])
 
 
 # ---- failsafe -------------------------------------------------------------------------------------------------------

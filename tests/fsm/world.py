@@ -545,13 +545,13 @@ class World:
     def _perform_server(
         self, effect: do.Follow | do.ReloadServer | do.Promote | do.ApplyParameters | do.ReadReplayNeeds
     ) -> ev.AnyResult:
+        if isinstance(effect, do.Follow | do.ReloadServer | do.ApplyParameters) and self.server:
+            self.server.upstream = effect.upstream  # each of them writes the whole configuration
         if isinstance(effect, do.ApplyParameters):
             return ev.ParametersApplied(pid=effect.pid, config_revision=effect.config_revision)
         if isinstance(effect, do.ReadReplayNeeds):
             return ev.ReplayNeedsRead(pid=effect.pid, too_low=self.too_low)
-        if isinstance(effect, do.Follow) and self.server:
-            self.server.upstream = effect.upstream
-        elif isinstance(effect, do.Promote) and self.server and self.server.in_recovery:
+        if isinstance(effect, do.Promote) and self.server and self.server.in_recovery:
             switch = TimelineSwitch(timeline=self.server.timeline, lsn=self.server.lsn)
             self.server.in_recovery = False
             self.server.timeline += 1
