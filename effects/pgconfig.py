@@ -7,6 +7,7 @@ the whole cluster, come from the dynamic configuration only. Source: Patroni, "P
 """
 
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
@@ -26,6 +27,9 @@ Parameters = Mapping[str, object]
 HEADER = "# Written by Matriarch at every start and change: edit postgresql.base.conf or the cluster's configuration."
 HBA_HEADER = "# Written by Matriarch because postgresql.pg_hba is not set."
 OWN_ACCESS_HEADER = "# Written by Matriarch, as postgresql.pg_hba, which follows, has no line for its socket."
+REFUSAL = (
+    "matriarch: this promotion was not ordered by the agent of this node; ask for a switchover or failover instead"
+)
 GENERATED, BASE = "postgresql.conf", "postgresql.base.conf"
 # Included last, see effects/waiting.py.
 SYNC_NAMES = "postgresql.sync.conf"
@@ -190,7 +194,9 @@ def quote(value: str) -> str:
 
 def server_conf(settings: ServerSettings, dynamic: Parameters, upstream: Upstream | None) -> str:
     """The text of postgresql.conf. upstream: where to receive WAL from; None receives none."""
-    parameters = parameters_in_effect(settings, dynamic) | {
+    wanted = parameters_in_effect(settings, dynamic)
+    parameters = wanted | {
+        "recovery_end_command": end_of_recovery(settings, wanted.get("recovery_end_command", "")),
         "recovery_target_timeline": "latest",
         # Written even when empty, for the included file may hold one.
         "primary_conninfo": primary_conninfo(settings, upstream) if upstream else "",
@@ -198,6 +204,20 @@ def server_conf(settings: ServerSettings, dynamic: Parameters, upstream: Upstrea
     lines = [f"{name} = {quote(value)}" for name, value in sorted(parameters.items())]
     base = quote(settings.custom_conf or BASE)
     return "\n".join([HEADER, f"include {base}", *lines, include_of_names(), ""])
+
+
+def end_of_recovery(settings: ServerSettings, command: str) -> str:
+    """What a standby runs at its promotion, before it accepts writes: without this agent's permit it ends instead.
+
+    A promotion by hand, past the agent, would make a second primary for as long as it takes to notice. A command that
+    is not found or cannot be executed (status 126 and above) is what PostgreSQL itself does not go on after.
+
+    command: what was configured; it is run after that. Source: PostgreSQL, recovery_end_command; xlogarchive.c,
+    ExecuteRecoveryCommand.
+    """
+    permit = shlex.quote(str(settings.promotion_permit)).replace("%", "%%")
+    guard = f"test -e {permit} || {{ echo {shlex.quote(REFUSAL)} >&2; exit 126; }}"
+    return f"{guard}; {command}" if command else guard
 
 
 def include_of_names() -> str:

@@ -176,6 +176,7 @@ class PostgresServer:
         make_directory(socket_dir, self.settings.run_as, mode=0o755)
         for stale in remove_stale_lock_files(self.settings.data_dir, self.settings.socket_lock):
             logger.warning("%s was removed: no server runs, and its number is another process's by now", stale)
+        self.settings.promotion_permit.unlink(missing_ok=True)
         write_server_files(self.settings, parameters, upstream)
         write_signal_file(self.settings, role)
 
@@ -185,6 +186,7 @@ class PostgresServer:
         parameters: the cluster's dynamic ones; also how a change of them is brought to a running server.
         Raises: PostgresError when no server runs, OSError. Source: PostgreSQL, primary_conninfo, SIGHUP.
         """
+        self.settings.promotion_permit.unlink(missing_ok=True)
         await to_thread.run_sync(write_server_files, self.settings, parameters, upstream)
         self._signal(signal.SIGHUP)
 
@@ -201,6 +203,7 @@ class PostgresServer:
         """
         if not (self.settings.data_dir / "standby.signal").exists():
             return
+        self.settings.promotion_permit.touch(mode=0o600)
         request = self.settings.data_dir / "promote"
         with contextlib.suppress(FileExistsError):
             request.touch(mode=0o600, exist_ok=False)

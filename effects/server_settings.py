@@ -86,6 +86,11 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         return self.pgpass or self.private_dir / "pgpass"
 
     @property
+    def promotion_permit(self) -> Path:
+        """The file without which the server does not come out of recovery; see `end_of_recovery` of pgconfig."""
+        return self.private_dir / "promotion-permit"
+
+    @property
     def socket_lock(self) -> Path:
         """The lock file of the server's Unix socket. Source: PostgreSQL, pqcomm.c, UNIXSOCK_PATH."""
         return self.socket_dir / f".s.PGSQL.{self.port}.lock"

@@ -125,9 +125,10 @@ class Node:
             await self.fence.arm(now_ms() - 1)
         else:
             await self.fence.stop("immediate" if mode == "immediate" else "fast")
-        await until(self._is_gone)
+        await until(self.has_ended)
 
-    async def _is_gone(self) -> bool:
+    async def has_ended(self) -> bool:
+        """True when nothing of the server is left."""
         return (await self.fence.status()).pid is None
 
     def output(self) -> str:

@@ -13,7 +13,7 @@ from effects.processes import running_postmaster
 from effects.programs import RunAs
 from effects.timelines import parse_history, read_leader_history
 from fsm.facts import TimelineSwitch
-from tests.effects.servers import PATIENCE_MS, measured, running_nodes
+from tests.effects.servers import PATIENCE_MS, measured, running_nodes, until
 
 pytestmark = pytest.mark.anyio
 
@@ -240,6 +240,39 @@ async def test_promotion_does_nothing_when_the_server_is_a_primary_already(
         await two.server.checkpoint()
         assert (await two.server.read_data_directory()).timeline == 2
         assert (await two.prober.probe(2000)).timeline == 2
+
+
+@pytest.mark.servers
+async def test_standby_ends_when_it_is_promoted_past_the_agent(
+    open_directory: Path, any_bin: Path, run_as: RunAs | None
+) -> None:
+    """Whoever promotes it by hand gets no second primary; the agent's own promotion goes through, once asked for."""
+    async with running_nodes(open_directory, any_bin, run_as, "n1", "n2") as (one, two):
+        await one.become_first_primary()
+        await two.become_standby_of(one)
+        await two.execute("SELECT pg_promote(wait => false)")
+        await until(two.has_ended)
+        assert "matriarch: this promotion was not ordered" in two.output()
+        assert "database system is ready to accept connections" not in two.output()
+        await two.server.start("standby", None, {}, armed_until_ms=None)
+        assert (await two.until(lambda probe: probe.in_recovery)).in_recovery
+        assert not (await two.promote()).in_recovery
+
+
+@pytest.mark.servers
+async def test_permit_ends_when_the_standby_is_pointed_elsewhere(
+    open_directory: Path, postgres_bin: Path, run_as: RunAs | None
+) -> None:
+    """What was once allowed is not allowed for ever; and a command that was configured runs after the permit's."""
+    async with running_nodes(open_directory, postgres_bin, run_as, "n1", "n2") as (one, two):
+        await one.become_first_primary()
+        await two.become_standby_of(one)
+        two.settings.promotion_permit.touch()
+        trace = two.settings.private_dir / "trace"
+        await two.server.follow(one.upstream, {"recovery_end_command": f"echo '100%%' > {trace}"})
+        assert not two.settings.promotion_permit.exists()
+        await two.promote()
+        assert trace.read_text() == "100%\n"
 
 
 @pytest.mark.servers
