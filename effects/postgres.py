@@ -27,6 +27,7 @@ from effects.files import (
     used_bytes,
     write_atomically,
 )
+from effects.histories import keep_timelines_free, remove_vain_histories
 from effects.pgconfig import (
     Parameters,
     Role,
@@ -177,6 +178,7 @@ class PostgresServer:
         for stale in remove_stale_lock_files(self.settings.data_dir, self.settings.socket_lock):
             logger.warning("%s was removed: no server runs, and its number is another process's by now", stale)
         self.settings.promotion_permit.unlink(missing_ok=True)
+        remove_vain_histories(self.settings)
         write_server_files(self.settings, parameters, upstream)
         write_signal_file(self.settings, role)
 
@@ -195,14 +197,16 @@ class PostgresServer:
         path = self.settings.data_dir / "pg_hba.conf"
         return path.read_text(errors="replace") if path.exists() else None
 
-    async def promote(self) -> None:
+    async def promote(self, timeline: int = 0) -> None:
         """Asks the running standby to promote itself; returns before it has. Nothing happens on a primary.
 
+        timeline: the least number that its timeline is to have; PostgreSQL chooses by itself if that is 0 or lower.
         Done as pg_ctl does it, without a connection, so that no full connection table or password can be in the way.
         Raises: PostgresError when no server runs, OSError. Source: PostgreSQL, pg_ctl promote.
         """
         if not (self.settings.data_dir / "standby.signal").exists():
             return
+        await to_thread.run_sync(keep_timelines_free, self.settings, timeline)
         self.settings.promotion_permit.touch(mode=0o600)
         request = self.settings.data_dir / "promote"
         with contextlib.suppress(FileExistsError):

@@ -192,7 +192,7 @@ class Server:
 
     async def promote(self, effect: do.Promote) -> AnyResult:
         """A promotion under way; the next probe tells when it is done."""
-        await self._server.promote()
+        await self._server.promote(effect.timeline)
         return Done()
 
     async def clear_directory(self, effect: do.ClearDataDirectory) -> AnyResult:

@@ -72,6 +72,7 @@ from fsm.wire import (
     parse_member,
     parse_optime,
     parse_sync,
+    parse_timeline,
 )
 
 MEMBERS = "members/"
@@ -146,6 +147,7 @@ def _without_keys(view: View) -> View:
         failsafe={},
         optime_lsn=0,
         last_timeline=0,
+        reserved_timeline=0,
         leader_free_since_ms=None,
     )
 
@@ -213,14 +215,20 @@ def _with_meaning(view: View, change: KeyChange) -> View:
             return replace(view, failover=request, failover_seen_at_ms=view.now_ms, failover_due_at_ms=None)
         case "status":
             return replace(view, optime_lsn=parse_optime(change.value))
-        case "sync":
-            return replace(view, sync=parse_sync(change.value))
-        case "failsafe":
-            return replace(view, failsafe=parse_failsafe(change.value))
-        case "history":
-            return replace(view, last_timeline=parse_last_timeline(change.value))
+        case _ if change.key in _PARSED:
+            field, parse = _PARSED[change.key]
+            return replace(view, **{field: parse(change.value)})
         case _:
             return view
+
+
+_PARSED: dict[str, tuple[str, Callable[[str | None], object]]] = {
+    "sync": ("sync", parse_sync),
+    "failsafe": ("failsafe", parse_failsafe),
+    "timeline": ("reserved_timeline", parse_timeline),
+    "history": ("last_timeline", parse_last_timeline),
+}
+"""Keys that mean one field of the view, and how each is read."""
 
 
 def _members_after(view: View, change: KeyChange) -> dict[str, Any]:

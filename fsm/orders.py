@@ -11,7 +11,7 @@ from fsm.handover import request_in_force
 from fsm.publish import failsafe_addresses, failsafe_text, history_text, member_text, own_address, status_text
 from fsm.sync import first_names, names_to_order, next_key
 from fsm.syncnames import NOBODY
-from fsm.timelines import known_history
+from fsm.timelines import known_history, timeline_to_reserve
 from fsm.timing import NAMESAKE_TIMEOUT_MS, PEER_ANSWER_TIMEOUT_MS, renew_timeout_ms, writable_until_ms
 from fsm.view import View
 from fsm.vote import sync_revision
@@ -109,6 +109,17 @@ def write_sync(view: View) -> do.WriteSync:
         timeout_ms=KEYS_TIMEOUT_MS,
         text=sync_text(key or view.sync),
         mod_revision=sync_revision(view),
+        valid_until_ms=view.writable_until_ms,
+    )
+
+
+def reserve_timeline(view: View) -> do.ReserveTimeline:
+    """The number of the timeline that this leader is to begin, or is on."""
+    seen = view.keys.get("timeline")
+    return do.ReserveTimeline(
+        timeout_ms=KEYS_TIMEOUT_MS,
+        timeline=timeline_to_reserve(view),
+        mod_revision=seen.mod_revision if seen is not None and seen.value is not None else 0,
         valid_until_ms=view.writable_until_ms,
     )
 
@@ -279,7 +290,9 @@ def read_replay_needs(view: View) -> do.ReadReplayNeeds:
 
 def promote(view: View) -> do.Promote:
     """The running standby, to primary."""
-    return do.Promote(timeout_ms=SERVER_TIMEOUT_MS, valid_until_ms=view.writable_until_ms)
+    return do.Promote(
+        timeout_ms=SERVER_TIMEOUT_MS, valid_until_ms=view.writable_until_ms, timeline=view.reserved_timeline
+    )
 
 
 def clear_directory(view: View) -> do.ClearDataDirectory:

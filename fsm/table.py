@@ -214,6 +214,9 @@ DUTIES: tuple[Duty, ...] = (
     Duty("write-sync", (LEADER,), orders.write_sync,
          (g.is_synchronous, g.is_leader_key_ours, g.has_time_left, g.is_sync_key_outdated),
          "who may be promoted after this leader must hold what it acknowledged", first_ms=50, most_ms=1_000),
+    Duty("reserve-timeline", (LEADER,), orders.reserve_timeline,
+         (g.is_leader_key_ours, g.has_time_left, g.is_timeline_unreserved),
+         "no two promotions may begin a timeline of the same number", first_ms=50, most_ms=1_000),
     Duty("delete-sync", (LEADER,), orders.delete_sync,
          (g.is_asynchronous, g.is_leader_key_ours, g.has_time_left, g.is_sync_key_left_over),
          "no commit waits for anybody, so everybody may be promoted"),
@@ -245,7 +248,7 @@ DUTIES: tuple[Duty, ...] = (
     # ---- the server -----------------------------------------------------------------------------------------------
     Duty("promote", (LEADER,), orders.promote,
          (g.is_promotable, g.is_promotion_due, g.is_leader_key_ours, g.is_fence_armed, g.has_time_left,
-          g.is_sync_key_claimed, g.is_waiting_prepared),
+          g.is_sync_key_claimed, g.is_waiting_prepared, g.is_timeline_reserved),
          "the holder of the leader key is the primary", first_ms=100, most_ms=1_000),
     Duty("read-directory", EVERY_STATE, orders.read_directory,
          (g.is_directory_unread,),

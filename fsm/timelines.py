@@ -41,6 +41,30 @@ def has_stopped_server_diverged(directory: DataDirectory, history: TimelineHisto
     return directory.control_state != "shut down" and is_doubt_a_yes
 
 
+def timeline_to_reserve(view: View) -> int:
+    """The number that the `timeline` key should hold: of the timeline that this leader is to begin, or is on.
+
+    PostgreSQL takes the number after the newest that the server has heard of. Two servers that never heard of each
+    other's promotion both begin, say, timeline 14, perhaps at the same position: then neither PostgreSQL nor pg_rewind
+    can tell that they went different ways. Who is not told of the first by WAL is told by etcd.
+    Source: PostgreSQL, findNewestTimeLine; pg_rewind, "source and target cluster are on the same timeline".
+    """
+    probe = view.server.probe
+    if probe is None or not probe.in_recovery:
+        return max(view.reserved_timeline, view.timeline)
+    if has_reserved_in_this_term(view) and view.reserved_timeline > view.timeline:
+        return view.reserved_timeline
+    return max(view.reserved_timeline, view.timeline, view.last_timeline) + 1
+
+
+def has_reserved_in_this_term(view: View) -> bool:
+    """True when the `timeline` key was written since the leader key was taken; only its holder writes it."""
+    leader, reserved = view.keys.get("leader"), view.keys.get("timeline")
+    if leader is None or reserved is None:
+        return False
+    return reserved.mod_revision > (leader.create_revision or leader.mod_revision)
+
+
 def was_primary(directory: DataDirectory | None) -> bool:
     """True when the data directory was last run as a primary; a base backup was not run at all."""
     return directory is not None and directory.control_state in PRIMARY_STATES and not directory.is_base_backup

@@ -181,6 +181,8 @@ class View(Fact, frozen=True, kw_only=True):
     """The `failsafe` key: the members that a leader without etcd must ask, and the only ones that may be elected."""
     optime_lsn: int = 0
     last_timeline: int = 0
+    reserved_timeline: int = 0
+    """The newest number of a timeline that some leader began or is about to begin; see fsm/timelines.py."""
 
     lease: Lease | None = None
     former_lease: Lease | None = None

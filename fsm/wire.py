@@ -16,6 +16,10 @@ PATRONI_VERSION = "4.1.5"
 """What the member key says in `version`: peers below 4.0.0 would be spoken to in older ways."""
 
 
+TIMELINE_DIGITS_MAX = 10
+"""A timeline is a number of 32 bits."""
+
+
 class Member(Fact, frozen=True, kw_only=True):
     """A member as its key describes it."""
 
@@ -149,6 +153,11 @@ def parse_failsafe(text: str | None) -> dict[str, str]:
 def parse_optime(text: str | None) -> int:
     """The leader's last published position from the `status` key, 0 if unknown."""
     return _whole(json_object(text).get("optime"))
+
+
+def parse_timeline(text: str | None) -> int:
+    """The newest timeline that some leader began, by the `timeline` key of our own; 0 if unknown."""
+    return int(text) if text and text.isascii() and text.isdecimal() and len(text) <= TIMELINE_DIGITS_MAX else 0
 
 
 def parse_last_timeline(text: str | None) -> int:

@@ -125,6 +125,8 @@ from fsm.guards.leading import (
     is_successor_overdue,
     is_successor_question_due,
     is_successor_ready,
+    is_timeline_reserved,
+    is_timeline_unreserved,
 )
 from fsm.guards.parameters import (
     is_configuration_unapplied,
@@ -286,6 +288,8 @@ __all__ = [
     "is_sync_mark_wanted",
     "is_synchronous",
     "is_synchronous_enough",
+    "is_timeline_reserved",
+    "is_timeline_unreserved",
     "is_too_small_for_its_wal",
     "is_unpaused",
     "is_unrivalled",

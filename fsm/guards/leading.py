@@ -4,7 +4,7 @@ from fsm.election import is_sync_key_decisive
 from fsm.guards.server import is_primary_running, is_promotable
 from fsm.handover import in_force_since_ms, is_schedule_missed, request_in_force
 from fsm.publish import own_history
-from fsm.timelines import was_primary
+from fsm.timelines import timeline_to_reserve, was_primary
 from fsm.timing import FAILED_STARTS_MAX, HANDOVER_CATCH_UP_MS, PEER_REASK_MS, START_TIMEOUT_LEAST_MS
 from fsm.view import View
 from fsm.wire import is_barred_by_tags
@@ -32,6 +32,16 @@ def start_timeout_ms(view: View) -> int:
     exited_at_ms = view.server.exited_at_ms
     has_crashed = exited_at_ms is not None and exited_at_ms >= view.state_since_ms
     return 1 if has_crashed else START_TIMEOUT_LEAST_MS
+
+
+def is_timeline_unreserved(view: View) -> bool:
+    """The `timeline` key does not hold the number of the timeline that this leader is to begin, or is on."""
+    return view.server.probe is not None and view.reserved_timeline != timeline_to_reserve(view)
+
+
+def is_timeline_reserved(view: View) -> bool:
+    """The number of the timeline that this leader is to begin is told to everybody."""
+    return not is_timeline_unreserved(view)
 
 
 def is_handover_wanted(view: View) -> bool:

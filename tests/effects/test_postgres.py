@@ -9,6 +9,7 @@ from effects.clock import now_ms
 from effects.controldata import mark, parse_control_file, unmark
 from effects.embedded import postgres_bin_dir, readable_copy
 from effects.errors import PostgresError
+from effects.histories import keep_timelines_free, newest_timeline
 from effects.processes import running_postmaster
 from effects.programs import RunAs
 from effects.timelines import parse_history, read_leader_history
@@ -257,6 +258,34 @@ async def test_standby_ends_when_it_is_promoted_past_the_agent(
         await two.server.start("standby", None, {}, armed_until_ms=None)
         assert (await two.until(lambda probe: probe.in_recovery)).in_recovery
         assert not (await two.promote()).in_recovery
+
+
+@pytest.mark.servers
+async def test_promotion_leaves_out_timelines_that_others_may_have_begun(
+    open_directory: Path, any_bin: Path, run_as: RunAs | None
+) -> None:
+    """Standbys follow over the gap, start again with its files, and a promotion that never came leaves none."""
+    async with running_nodes(open_directory, any_bin, run_as, "n1", "n2", "n3") as (one, two, three):
+        await one.become_first_primary()
+        await two.become_standby_of(one)
+        await three.become_standby_of(one)
+        await one.stop()
+        keep_timelines_free(three.settings, 4)
+        await three.stop("kill")
+        await three.server.start("standby", None, {}, armed_until_ms=None)
+        assert (await three.until(lambda probe: probe.in_recovery)).timeline == 1
+        assert newest_timeline(three.settings) == 1
+        await two.server.promote(4)
+        assert (await two.until(lambda probe: not probe.in_recovery)).timeline == 4
+        await three.server.follow(two.upstream, {})
+        await three.until_streaming(timeline=4)
+        await three.stop("kill")
+        await three.server.start("standby", two.upstream, {}, armed_until_ms=None)
+        await three.until_streaming(timeline=4)
+        await one.server.start("standby", two.upstream, {}, armed_until_ms=None)
+        await one.until_streaming(timeline=4)
+        history = await read_leader_history(three.settings, two.upstream, PATIENCE_MS)
+        assert [switch.timeline for switch in history.switches] == [1]
 
 
 @pytest.mark.servers

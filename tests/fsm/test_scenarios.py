@@ -318,6 +318,34 @@ def test_replica_keeps_its_promise_when_it_confirmed_a_leader_without_etcd() -> 
     assert world.now_ms >= until_ms
 
 
+def test_promoted_node_begins_a_timeline_of_a_number_that_nobody_began() -> None:
+    """A leader that came and went before this node heard of its timeline had told etcd which number it took."""
+    world = replica_of("n2")
+    world.put("timeline", "7")
+    world.delete("leader")
+    world.until(is_settled_leader, within_ms=10_000)
+    assert world.keys["timeline"].value == "8"
+    assert [effect.timeline for effect in world.orders(do.Promote)] == [8]  # type: ignore[union-attr]
+
+
+def test_node_is_not_promoted_when_the_number_of_its_timeline_is_not_told() -> None:
+    """One number is enough for a term, however long the promotion takes."""
+    world = replica_of("n2")
+    world.failing["reserve-timeline"] = "unavailable"
+    world.delete("leader")
+    world.until(lambda w: w.view.state == "leader", within_ms=10_000)
+    world.wait(2_000)
+    assert world.orders(do.Promote) == []
+    world.failing.clear()
+    world.held.add("promote")
+    world.until(lambda w: "timeline" in w.keys, within_ms=10_000)
+    world.wait(5_000)
+    world.held.clear()
+    world.until(is_settled_leader, within_ms=60_000)
+    assert world.keys["timeline"].value == "2"
+    assert len(world.orders(do.ReserveTimeline)) <= 10
+
+
 # ---- handover --------------------------------------------------------------------------------------------------------
 
 

@@ -414,6 +414,10 @@ class World:
                 seen = self.keys.get("sync")
                 is_seen = held is not None or effect.sync_revision == (seen.mod_revision if seen else 0)
                 return self._written(held in (None, self.name) and is_seen, "leader", self.name, effect.lease_id)
+            case do.ReserveTimeline():
+                seen = self.keys.get("timeline")
+                is_seen = (seen.mod_revision if seen else 0) == effect.mod_revision
+                return self._written(held == self.name and is_seen, "timeline", str(effect.timeline))
             case do.ReleaseLeaderKey():
                 return self._written(held == self.name, "leader", None)
             case do.ClaimInitialize():
@@ -554,7 +558,7 @@ class World:
         if isinstance(effect, do.Promote) and self.server and self.server.in_recovery:
             switch = TimelineSwitch(timeline=self.server.timeline, lsn=self.server.lsn)
             self.server.in_recovery = False
-            self.server.timeline += 1
+            self.server.timeline = max(self.server.timeline + 1, effect.timeline)
             self.history = TimelineHistory(
                 timeline=self.server.timeline, system_id=SYSTEM_ID, switches=(*self.history.switches, switch)
             )
