@@ -107,8 +107,12 @@ def outranks(view: View, report: PeerReport) -> bool:
 
 
 def is_primary_alive(report: PeerReport) -> bool:
-    """True when the peer says that its server accepts writes; it says so within its own deadline only."""
-    return report.role in ("primary", "master") and report.state == "running"
+    """True when the peer's server accepts writes, or has not yet ended since it was to stop doing so.
+
+    That its agent knows that it does not lead any more ("demoted") ends no server. It is said within the peer's own
+    deadline only, and a server that is to stop is gone within moments.
+    """
+    return report.role in ("primary", "master", "demoted") and report.state in ("running", "stopping")
 
 
 def recent_reports(view: View) -> list[HeardPeer]:

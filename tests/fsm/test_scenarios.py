@@ -346,6 +346,19 @@ def test_node_is_not_promoted_when_the_number_of_its_timeline_is_not_told() -> N
     assert len(world.orders(do.ReserveTimeline)) <= 10
 
 
+def test_candidate_waits_when_the_server_of_the_former_leader_has_not_ended() -> None:
+    """Its key may be gone before its server is, when somebody deletes it by hand."""
+    world = replica_of("n2")
+    world.reports["n2"] = PeerReport(name="n2", role="demoted", state="running", position_lsn=5 * MIB, timeline=1)
+    world.delete("leader")
+    for state in ("running", "stopping"):
+        world.reports["n2"] = replace(world.reports["n2"], state=state)
+        world.wait(5_000)
+        assert world.orders(do.TakeLeaderKey) == []
+    world.reports["n2"] = replace(world.reports["n2"], state="stopped")
+    world.until(is_settled_leader, within_ms=5_000)
+
+
 # ---- handover --------------------------------------------------------------------------------------------------------
 
 
