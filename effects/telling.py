@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 
+from fsm.effects import Promote
 from fsm.events import (
     ClusterRead,
     ConfigAsked,
@@ -23,6 +24,7 @@ from fsm.events import (
     Unknown,
 )
 from fsm.facts import ParameterChange, Probe
+from fsm.loss import loss_text
 from fsm.machine import Decision
 from fsm.table import TABLE
 from fsm.view import View
@@ -74,8 +76,16 @@ def lines(before: View, decision: Decision, event: object) -> Iterator[Line]:
     yield from _cluster_lines(before, view)
     yield from _request_lines(before, view, event)
     yield from _configuration_lines(before, event)
+    yield from _decision_lines(decision)
+
+
+def _decision_lines(decision: Decision) -> Iterator[Line]:
+    """The move and its reason; before a promotion, what it may leave behind."""
     if decision.rule is not None:
         yield logging.INFO, f"{decision.rule} {decision.before} -> {decision.after}: {BECAUSE[decision.rule]}"
+    for issued in decision.effects:
+        if isinstance(issued.effect, Promote) and issued.effect.loss is not None:
+            yield logging.INFO, f"promoting: {loss_text(issued.effect.loss)}"
 
 
 def _cluster_lines(before: View, view: View) -> Iterator[Line]:

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from msgspec import Struct
 
 from fsm.facts import Upstream
+from fsm.losses import LossEstimate
 from fsm.syncnames import SyncNames
 
 Resource = Literal["lease", "leader", "sync", "keys", "fence", "server", "names", "sql", "peers", "agent"]
@@ -62,6 +63,8 @@ class TakeLeaderKey(Effect, frozen=True, kw_only=True):
     lease_id: int
     valid_until_ms: int
     sync_revision: int = 0
+    loss: LossEstimate | None = None
+    """What the promotion that is to follow may leave behind; None where none is to follow."""
 
 
 class ReleaseLeaderKey(Effect, frozen=True, kw_only=True):
@@ -277,6 +280,8 @@ class Promote(Effect, frozen=True, kw_only=True):
     is_irreversible: ClassVar[bool] = True
     valid_until_ms: int
     timeline: int = 0
+    loss: LossEstimate | None = None
+    """What this leaves behind, as it was estimated when this node stood; None in logs of older versions."""
 
 
 class ClearDataDirectory(Effect, frozen=True, kw_only=True):

@@ -6,7 +6,16 @@ from typing import Any
 from msgspec.structs import replace
 
 from fsm.dynamic import is_configuration, parse_dynamic
-from fsm.effects import DeleteSync, Effect, ReleaseSyncNames, SetSyncNames, StartPrimary, WriteSync
+from fsm.effects import (
+    DeleteSync,
+    Effect,
+    Promote,
+    ReleaseSyncNames,
+    SetSyncNames,
+    StartPrimary,
+    TakeLeaderKey,
+    WriteSync,
+)
 from fsm.events import (
     AgentStarted,
     AnyEvent,
@@ -48,6 +57,8 @@ from fsm.events import (
 )
 from fsm.facts import Key, KeyChange
 from fsm.handover import due_at_ms
+from fsm.loss import TOLD_BY, followed
+from fsm.losses import Promotion
 from fsm.publish import failsafe_addresses, is_rebuilding
 from fsm.requests import (
     cancel_asked,
@@ -126,7 +137,7 @@ def _cluster_read(view: View, event: ClusterRead) -> View:
         for name, key in view.keys.items()
         if key.value is not None and name not in {change.key for change in event.keys}
     ]
-    view = _with_due(_with_changes(replace(view, etcd=etcd), [*event.keys, *gone]), event)
+    view = _with_due(_with_changes(replace(view, etcd=etcd), [*event.keys, *gone], before=view), event)
     if view.leader is None:  # somebody may have led since etcd was last heard of
         return replace(view, leader_free_since_ms=view.now_ms)
     return view
@@ -173,9 +184,12 @@ def _etcd_lost(view: View, event: EtcdLost) -> View:
     return replace(view, etcd=replace(view.etcd, is_watched=False, lost_since_ms=since, detail=event.detail))
 
 
-def _with_changes(view: View, changes: Iterable[KeyChange]) -> View:
-    """Take over each change that is newer than what is known of its key: answers and events may be out of order."""
-    keys = dict(view.keys)
+def _with_changes(view: View, changes: Iterable[KeyChange], before: View | None = None) -> View:
+    """Take over each change that is newer than what is known of its key: answers and events may be out of order.
+
+    before: what was known before, where that is more than the keys.
+    """
+    before, keys = before or view, dict(view.keys)
     newer = []
     for change in changes:
         known = keys.get(change.key)
@@ -190,7 +204,8 @@ def _with_changes(view: View, changes: Iterable[KeyChange]) -> View:
     view = replace(view, keys=keys)
     for change in newer:
         view = _with_meaning(view, change)
-    return view
+    is_told = any(change.key in TOLD_BY for change in newer)
+    return replace(view, former=followed(before, view)) if is_told else view
 
 
 def _with_meaning(view: View, change: KeyChange) -> View:
@@ -583,6 +598,10 @@ def with_issued(view: View, duty: str, underway: Underway, effect: Effect) -> Vi
         view = replace(view, waiting=ordered(view.waiting, effect.names))
     if isinstance(effect, ReleaseSyncNames):
         view = replace(view, waiting=released(view.waiting))
+    if isinstance(effect, TakeLeaderKey) and effect.loss is not None:
+        view = replace(view, loss=effect.loss)
+    if isinstance(effect, Promote) and effect.loss is not None:
+        view = replace(view, promotion=Promotion(at_ms=view.now_ms, loss=effect.loss))
     if underway.kind in ("Promote", "StartPrimary"):
         is_promotion = underway.kind == "Promote"
         server = replace(view.server, may_be_primary=True, is_promotion_asked=is_promotion)

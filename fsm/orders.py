@@ -6,9 +6,18 @@ from fsm import effects as do
 from fsm.asked import Asked
 from fsm.election import everybody_else, other_members, voters
 from fsm.facts import Upstream
-from fsm.guards import clone_source, is_initialize_claim_ours, is_primary_running, leader_to_follow, wanted_upstream
+from fsm.guards import (
+    clone_source,
+    is_initialize_claim_ours,
+    is_primary_running,
+    is_standby_running,
+    leader_to_follow,
+    wanted_upstream,
+)
 from fsm.handover import request_in_force
+from fsm.loss import loss_estimate
 from fsm.publish import failsafe_addresses, failsafe_text, history_text, member_text, own_address, status_text
+from fsm.states import State
 from fsm.sync import first_names, names_to_order, next_key
 from fsm.syncnames import NOBODY
 from fsm.timelines import known_history, timeline_to_reserve
@@ -50,6 +59,7 @@ def take_leader_key(view: View) -> do.TakeLeaderKey:
         lease_id=view.lease.lease_id,
         valid_until_ms=view.lease.writable_until_ms,
         sync_revision=sync_revision(view),
+        loss=loss_estimate(view) if view.state is State.CANDIDATE and is_standby_running(view) else None,
     )
 
 
@@ -291,7 +301,10 @@ def read_replay_needs(view: View) -> do.ReadReplayNeeds:
 def promote(view: View) -> do.Promote:
     """The running standby, to primary."""
     return do.Promote(
-        timeout_ms=SERVER_TIMEOUT_MS, valid_until_ms=view.writable_until_ms, timeline=view.reserved_timeline
+        timeout_ms=SERVER_TIMEOUT_MS,
+        valid_until_ms=view.writable_until_ms,
+        timeline=view.reserved_timeline,
+        loss=view.loss or loss_estimate(view),
     )
 
 

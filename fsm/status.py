@@ -15,6 +15,7 @@ from fsm.dynamic import as_bool
 from fsm.events import FailsafeAsked
 from fsm.facts import Probe
 from fsm.guards import handover_targets, is_leader_key_named_for_us, is_primary_running
+from fsm.loss import promotion_fields
 from fsm.publish import (
     is_rebuilding,
     pending_restart_reason,
@@ -319,6 +320,7 @@ def _ours(view: View, is_log_degraded: bool, progress: dict[str, Any] | None) ->
         "replaying": (view.server.probe is not None and view.server.probe.is_replaying) or None,
         "progress": progress,
         "refused_parameters": dict(view.server.refused_parameters) or None,
+        "last_promotion": promotion_fields(view.promotion) if view.promotion else None,
     }
     return {key: value for key, value in fields.items() if value is not None}
 

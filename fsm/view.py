@@ -8,6 +8,7 @@ from fsm.asked import Answer, Asked, Restart, ScheduledRestart
 from fsm.dynamic import Dynamic
 from fsm.events import Identity
 from fsm.facts import DataDirectory, Fact, Key, PeerReport, Probe, TimelineHistory
+from fsm.losses import FormerLeader, LossEstimate, Promotion
 from fsm.states import State
 from fsm.syncnames import SyncNames
 from fsm.timing import writable_until_ms
@@ -183,6 +184,10 @@ class View(Fact, frozen=True, kw_only=True):
     last_timeline: int = 0
     reserved_timeline: int = 0
     """The newest number of a timeline that some leader began or is about to begin; see fsm/timelines.py."""
+    former: FormerLeader = FormerLeader()
+    loss: LossEstimate | None = None
+    """What this node's promotion may leave behind, by the estimate with which it last stood for the leader key."""
+    promotion: Promotion | None = None
 
     lease: Lease | None = None
     former_lease: Lease | None = None

@@ -3,9 +3,11 @@
 import json
 from typing import Any
 
+from fsm.effects import Promote
 from fsm.entries import Entry
 from fsm.events import Failed, KeysChanged, ServerExited, ServerProbed, ServerSilent, Succeeded, Unknown
 from fsm.facts import Probe
+from fsm.loss import loss_text
 from fsm.table import TABLE
 
 BECAUSE = {rule.id: rule.because for rule in TABLE}
@@ -84,6 +86,8 @@ def decided_text(entry: Entry) -> str:
         )
     if entry.effects:
         parts.append("do " + ", ".join(issued.duty for issued in entry.effects))
+        promotions = [issued.effect for issued in entry.effects if isinstance(issued.effect, Promote)]
+        parts.extend(loss_text(promotion.loss) for promotion in promotions if promotion.loss is not None)
     if entry.cancelled:
         parts.append(f"cancel {len(entry.cancelled)}")
     return "; ".join(parts)
