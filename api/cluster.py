@@ -12,6 +12,7 @@ from starlette.routing import Route
 from api.answers import Rejected, json_answer, spaced
 from effects.board import Board
 from fsm import diagram
+from fsm.explain import UnknownSubject, explain_at
 from fsm.publish import history_rows
 from fsm.states import State
 from fsm.status import cluster_fields, failsafe_members
@@ -42,6 +43,7 @@ class ClusterAnswers:
             Route("/config", self.config),
             Route("/failsafe", self.failsafe),
             Route("/fsm", self.machine),
+            Route("/explain", self.explanation),
         ]
 
     async def cluster(self, request: Request) -> Response:
@@ -76,3 +78,11 @@ class ClusterAnswers:
             raise Rejected(400, f'format "{wanted}" is none of {", ".join(DRAWINGS)}')
         draw, media_type = DRAWINGS[wanted]
         return Response(draw(self._board.current.view.state), media_type=media_type)
+
+    async def explanation(self, request: Request) -> Response:
+        """Why this node moves or stays, and who would win a failover; `about` asks for one rule or duty."""
+        try:
+            found = explain_at(self._board.current.view, self._now_ms(), request.query_params.get("about") or "")
+        except UnknownSubject as error:
+            raise Rejected(404, str(error)) from None
+        return json_answer(found)

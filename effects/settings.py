@@ -100,6 +100,7 @@ def load_client(path: Path | None, environ: Mapping[str, str]) -> ClientSettings
     fields = _fields(RestApiSettings, values, "restapi", "restapi.authentication")
     return ClientSettings(
         scope=values["scope"],
+        name=values["name"] or "",
         namespace=values["namespace"],
         etcd=_etcd(values),
         restapi=RestApiSettings(**(fields | {"connect_address": ""}), listen_host="", listen_port=0),

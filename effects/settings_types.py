@@ -214,6 +214,8 @@ class ClientSettings(Struct, frozen=True, kw_only=True):
     """What a command needs that only asks: where etcd is, which cluster, and how its members let it in."""
 
     scope: str
+    name: str = ""
+    """The node that the file is of; empty in one that is for patronictl only."""
     namespace: str = "service"
     etcd: EtcdSettings
     restapi: RestApiSettings

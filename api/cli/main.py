@@ -20,6 +20,7 @@ COMMANDS = {
     "topology": ("api.cli.members", "Show the members as a tree."),
     "reinit": ("api.cli.reinit", "Replace the data of nodes by a new base backup, and watch it."),
     "show-config": ("api.cli.configuration", "Show the cluster's configuration, or every setting in force."),
+    "explain": ("api.cli.explain", "Say why a node moves or stays, or who would win a failover now."),
     "log": ("api.cli.logs", "Show the transition log, one line an entry."),
     "replay": ("api.cli.replays", "Decide a recorded log again and compare."),
     "fsm": ("api.cli.machine", "Draw the state machine."),

@@ -4,13 +4,17 @@ import ssl
 from typing import Any
 
 import httpx
+import msgspec
 
 from effects.errors import ConfigError, MatriarchError
 from effects.settings_types import ClientSettings, Secret, Settings
+from fsm.explain import Explanation
 from fsm.wire import Member
 
 ANSWER_TIMEOUT_S = 10.0
 STATUS_TIMEOUT_S = 2.0
+EXPLANATION_TIMEOUT_S = 5.0
+OK = 200
 
 
 class RestClient:
@@ -39,6 +43,24 @@ class RestClient:
         except (httpx.HTTPError, ValueError):
             return None
         return found if isinstance(found, dict) else None
+
+    def explanation(self, member: Member, about: str = "") -> Explanation:
+        """What GET /explain says. Raises: MatriarchError when there is no answer, or one that says something else."""
+        try:
+            params = {"about": about} if about else {}
+            answer = self._client.get(f"{base_url(member)}/explain", params=params, timeout=EXPLANATION_TIMEOUT_S)
+        except httpx.HTTPError as error:
+            reason = str(error) or type(error).__name__
+            remedy = "does its agent run? `matriarch list` shows the members"
+            raise MatriarchError(f"{member.name} does not answer at {base_url(member)}: {reason}; {remedy}") from None
+        if answer.status_code != OK:
+            raise MatriarchError(f"{member.name} does not explain itself: {answer.status_code} {answer.text[:600]}")
+        try:
+            return msgspec.json.decode(answer.content, type=Explanation)
+        except msgspec.MsgspecError as error:
+            raise MatriarchError(
+                f"{member.name} explains itself in the words of another program or version: {error}"
+            ) from None
 
     def post(self, member: Member, path: str, body: dict[str, Any]) -> tuple[int, str]:
         """Status and text of the answer to a request. Raises: MatriarchError when there is none."""

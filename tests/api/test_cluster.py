@@ -3,9 +3,11 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from fsm.dynamic import Dynamic
+from fsm.explain import Explanation
 from fsm.facts import Key
 from tests.api.asking import Surroundings, ask, surroundings
 from tests.views import leader_view, with_key
@@ -76,3 +78,26 @@ async def test_machine_is_drawn_when_the_format_is_known(around: Surroundings, f
 async def test_method_is_unsupported_when_nothing_takes_it_there(around: Surroundings, method: str, path: str) -> None:
     """501, whatever the path. Source: Patroni."""
     assert (await ask(around.app(), path, method, b"{}")).status == 501
+
+
+async def test_explanation_is_told_when_it_is_asked_for(around: Surroundings) -> None:
+    """Rules, duties and who would win, by the clock at the moment of the request."""
+    app = around.app()
+    answer = await ask(app, "/explain")
+    assert answer.status == 200
+    found = msgspec.json.decode(answer.body, type=Explanation)
+    assert (found.name, found.state, [rule.id for rule in found.rules if rule.moves]) == ("n1", "leader", [])
+    assert found.failover is not None
+    assert found.failover.leader == "n1"
+    around.now_ms = leader_view().writable_until_ms
+    late = msgspec.json.decode((await ask(app, "/explain")).body, type=Explanation)
+    assert [rule.id for rule in late.rules if rule.moves] == ["L4"]
+
+
+async def test_one_rule_is_explained_when_it_is_named(around: Surroundings) -> None:
+    """404 with what there is for one that there is not; nothing of a script in it is believed."""
+    app = around.app()
+    found = msgspec.json.decode((await ask(app, "/explain?about=R1")).body, type=Explanation)
+    assert ([rule.id for rule in found.rules], found.duties) == (["R1"], ())
+    answer = await ask(app, "/explain?about=%3Cscript%3E")
+    assert (answer.status, answer.headers["content-type"].startswith("text/plain")) == (404, True)

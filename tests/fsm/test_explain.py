@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from fsm.diagram import CAPTIONS, LOOKS, as_dot, as_json, as_mermaid, as_svg, kind_of, page_text
-from fsm.explain import Explanation, explain
+from fsm.explain import Explanation, UnknownSubject, explain, explain_at
 from fsm.machine import advance, is_due
 from fsm.picture import HEIGHT, PLACES, WIDTH
 from fsm.states import State
@@ -109,3 +109,35 @@ def test_json_names_every_guard_with_its_meaning_when_parsed() -> None:
     found = json.loads(as_json())
     assert [rule["id"] for rule in found["rules"]] == [rule.id for rule in TABLE]
     assert all(guard["says"] for rule in found["rules"] for guard in rule["guards"])
+
+
+@pytest.mark.parametrize("name", [*(rule.id for rule in TABLE), *(duty.id for duty in DUTIES)])
+def test_rule_or_duty_is_explained_alone_when_it_is_asked_for(name: str) -> None:
+    """Whatever state it is of; what holds is what the guards say now."""
+    for world in (replica_of(), leader_with_standbys("n2"), World()):
+        found = explain_at(world.view, world.now_ms, name)
+        assert [*(rule.id for rule in found.rules), *(duty.id for duty in found.duties)] == [name]
+        assert all(rule.source is found.state for rule in found.rules if rule.moves)
+
+
+def test_explanation_is_refused_when_there_is_no_such_rule() -> None:
+    """The refusal lists what there is."""
+    with pytest.raises(UnknownSubject, match=r'"R99" is no rule and no duty; there are B3, .*renew-lease'):
+        explain_at(View(), 0, "R99")
+
+
+def test_explanation_judges_the_instant_of_the_question_when_the_snapshot_is_older() -> None:
+    """A leader whose deadline passed without a step: L4 holds already."""
+    world = leader_with_standbys("n2")
+    deadline_ms = world.view.writable_until_ms
+    for late_ms, moving in ((-1, []), (0, ["L4"])):
+        found = explain_at(world.view, deadline_ms + late_ms)
+        assert [rule.id for rule in found.rules if rule.moves] == moving
+
+
+def test_explanation_tells_what_a_promotion_would_leave_behind_when_the_node_follows() -> None:
+    """A leader is not promoted; it is told who would be."""
+    follower, leader = replica_of(), leader_with_standbys("n2")
+    assert explain_at(follower.view, follower.now_ms).loss is not None
+    found = explain_at(leader.view, leader.now_ms)
+    assert (found.loss, found.failover is not None) == (None, True)
