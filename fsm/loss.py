@@ -4,12 +4,13 @@ What is known of another leader's WAL is the `optime` of the `status` key, which
 and the instant at which that was heard. From there:
 
 - *seen*: that position less this node's own; 0 when this node is further, as it mostly is, for it streams all the time.
-- *at most*: the leader is taken to have gone on as fast as between its last two positions (the growth over the span
-  between them, but over no more than `loop_wait`: one that had been idle began only then) until it can have written no
-  more. That is until now while it holds the key, else until the key became free, or until this node's own promise to
-  it ran out, during which it may have led on without etcd. The position was up to one look at its server old. A leader
-  that moves publishes within `loop_wait`, and one whose lease lives renewed it within `ttl`, so without a promise no
-  more than `ttl + loop_wait` can have gone unheard, however old the position is.
+- *at most*: the leader is taken to have gone on at the higher of two rates until it can have written no more. One is
+  that between its last two positions: the growth over the span between them, but over no more than `loop_wait`, for one
+  that had been idle began only then. The other is that of what this node received after the last position. The end is
+  now while the leader holds the key, else when the key became free, or when this node's own promise to it ran out,
+  during which it may have led on without etcd. The position was up to one look at its server old. A leader that moves
+  publishes within `loop_wait`, and one whose lease lives renewed it within `ttl`, so without a promise no more than
+  `ttl + loop_wait` can have gone unheard, however old the position is.
 
 A leader that suddenly wrote faster may have written more: it is a bound for what was seen, not for what can be. Where a
 part of this is not known the answer is unknown, not 0.
@@ -118,7 +119,17 @@ def loss_estimate(view: View) -> LossEstimate:
 
 def _unheard_bytes(view: View) -> int | None:
     rate, span_ms = view.former.rate_bytes_per_s, unheard_ms(view)
-    return None if rate is None or span_ms is None else -(-rate * span_ms // 1000)
+    if rate is None or span_ms is None:
+        return None
+    return -(-max(rate, _received_rate(view)) * span_ms // 1000)
+
+
+def _received_rate(view: View) -> int:
+    """How fast this node received WAL since the former leader's last known position, in bytes a second."""
+    more, heard_at_ms = view.position_lsn - view.former.lsn, view.former.heard_at_ms
+    if more <= 0 or heard_at_ms is None or view.received_at_ms <= heard_at_ms:
+        return 0
+    return -(-more * 1000 // (view.received_at_ms - heard_at_ms))
 
 
 def unheard_ms(view: View) -> int | None:
@@ -156,10 +167,11 @@ def loss_text(loss: LossEstimate) -> str:
 
 
 def _amount(loss: LossEstimate) -> str:
-    seen = f"{loss.seen_bytes or 0:,}"
     if loss.at_most_bytes is None:
-        return f"{seen} bytes or an unknown amount more"
-    return f"{seen} to {loss.at_most_bytes:,} bytes" if loss.at_most_bytes else "0 bytes"
+        return f"{loss.seen_bytes or 0:,} bytes or an unknown amount more"
+    if loss.at_most_bytes == loss.seen_bytes:
+        return f"by what was seen, {loss.at_most_bytes:,} bytes"
+    return f"by what was seen, {loss.seen_bytes or 0:,} to {loss.at_most_bytes:,} bytes"
 
 
 def _position(loss: LossEstimate) -> str:

@@ -324,6 +324,8 @@ def _server_probed(view: View, event: ServerProbed) -> View:
         served_since_ms=view.server.served_since_ms if view.server.served_since_ms is not None else event.at_ms,
         may_be_primary=not event.probe.in_recovery or view.server.is_promotion_asked,
     )
+    if event.probe.in_recovery and event.probe.position_lsn > view.position_lsn:
+        view = replace(view, received_at_ms=event.at_ms)
     is_leading = view.state is State.LEADER and not event.probe.in_recovery
     waiting = looked(view, event.probe, event.at_ms) if is_leading else view.waiting
     return replace(view, server=server, waiting=waiting)

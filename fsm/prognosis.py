@@ -197,5 +197,8 @@ def _at_risk(view: View, leader: _Facts | None, winner: _Facts | None) -> tuple[
     lsn = max(view.optime_lsn, leader.position_lsn if leader else 0)
     if not lsn or not winner.position_lsn:
         return None, "a position is not known"
-    who = leader.name if leader else "the last leader"
-    return max(0, lsn - winner.position_lsn), f"by the newest positions known of {who} and {winner.name}"
+    lacking = max(0, lsn - winner.position_lsn)
+    if leader is None or not (leader.answers or leader.name == view.name):
+        who = leader.name if leader else "the last leader"
+        return None, f"{who} was not asked or does not answer; {lacking:,} by the last position that it published"
+    return lacking, f"by what {leader.name} and {winner.name} tell now"

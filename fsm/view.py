@@ -185,6 +185,8 @@ class View(Fact, frozen=True, kw_only=True):
     reserved_timeline: int = 0
     """The newest number of a timeline that some leader began or is about to begin; see fsm/timelines.py."""
     former: FormerLeader = FormerLeader()
+    received_at_ms: int = 0
+    """When this node's standby was last seen to hold more WAL than before."""
     loss: LossEstimate | None = None
     """What this node's promotion may leave behind, by the estimate with which it last stood for the leader key."""
     promotion: Promotion | None = None

@@ -60,7 +60,7 @@ def test_failover_is_told_with_all_members_when_it_is_asked_for() -> None:
     assert lines[1].split()[:2] == ["n1", "leads"]
     assert lines[2].split()[:2] == ["n2", "wins"]
     assert lines[3].startswith("writable again: 31 s at most: the lease was renewed just before")
-    assert lines[4] == "bytes at risk: 40: by the newest positions known of n1 and n2"
+    assert lines[4] == "bytes at risk: 40: by what n1 and n2 tell now"
 
 
 def test_rules_and_duties_are_completed_when_a_word_begins_so() -> None:

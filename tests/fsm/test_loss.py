@@ -126,6 +126,24 @@ def test_loss_is_bounded_by_the_rate_when_two_positions_were_heard() -> None:
     )
 
 
+def test_loss_counts_what_was_received_when_that_came_faster_than_the_positions_tell() -> None:
+    """A burst after the last position: 9,000 bytes in 3 s, until 1 s before the key was free, and the look's 1 s."""
+    former = FormerLeader(name="n1", lsn=POSITION_LSN - 9_000, heard_at_ms=HEARD_AT_MS, rate_bytes_per_s=0)
+    loss = loss_estimate(follower(former=former, received_at_ms=HEARD_AT_MS + 3_000))
+    assert (loss.seen_bytes, loss.at_most_bytes) == (0, 3_000 * 5 - 9_000)
+
+
+def test_receiving_is_dated_when_the_standby_is_seen_to_hold_more() -> None:
+    """A look that shows nothing new is no news."""
+    world = replica_of()
+    assert world.server is not None
+    world.wait(5_000)
+    before_ms = world.view.received_at_ms
+    world.server.lsn += 100
+    world.wait(3_000)
+    assert before_ms < world.view.received_at_ms < world.now_ms - 1_000
+
+
 def test_loss_counts_no_later_than_the_key_was_free_when_time_went_on() -> None:
     """Without the key nobody writes; only the position grows older."""
     now, later = follower(), follower(now_ms=NOW_MS + 60_000)

@@ -57,7 +57,8 @@ def test_member_with_the_most_wal_wins_when_all_qualify() -> None:
     assert (found.leader, found.winners) == ("n1", ("n3",))
     assert (of(found, "n1").chance, of(found, "n3").chance) == ("leads", "wins")
     assert (of(found, "n2").chance, of(found, "n2").because) == ("loses", ("n3 has 400 bytes more WAL",))
-    assert found.at_risk_bytes == 100
+    assert found.at_risk_bytes is None
+    assert "100 by the last position that it published" in found.at_risk_because
 
 
 def test_member_with_the_higher_priority_wins_when_wal_is_equal() -> None:
@@ -111,7 +112,9 @@ def test_silent_member_cannot_win_when_all_were_asked() -> None:
     """Where nobody was asked nothing is said about answering."""
     view = cluster(member("n2"), member("n3"))
     asked = prognosis(view, {"n1": report("n1", LSN, role="primary"), "n3": report("n3")})
-    assert asked.winners == ("n3",)
+    assert (asked.winners, asked.at_risk_bytes) == (("n3",), 0)
+    silent = prognosis(view, {"n3": report("n3")})
+    assert (silent.winners, silent.at_risk_bytes) == (("n3",), None)
     assert "does not answer" in of(asked, "n2").because[0]
     assert [c.answers for c in prognosis(view).contenders] == [None, None, None]
 
