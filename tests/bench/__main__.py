@@ -1,6 +1,7 @@
 """`make bench`: every figure with its budget and, where there is one, Patroni's at its fastest legal setting."""
 
 import sys
+from collections.abc import Sequence
 from statistics import median
 
 import anyio
@@ -8,13 +9,16 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import core
+from api.cli.demo.cluster import DemoNode
+from tests.bench import core, takeover
 from tests.bench.cluster import Bench
-from tests.cluster.harness import running_cluster
+from tests.bench.hangs import measure_hangs
+from tests.cluster.harness import RealCluster, running_cluster
 
 IDLE_S = 30.0
-HEALTH_S = 5.0
+HANG_S = 3.0
 TTL_S = 5
+TTLS_S = (3, 5, 20)
 
 
 class Figures:
@@ -23,7 +27,7 @@ class Figures:
     def __init__(self) -> None:
         self.table = Table("figure", "min", "median", "max", "n", "budget", "Patroni 4.1.5")
 
-    def add(self, name: str, found: list[float], unit: str, budget: str, patroni: str = "") -> None:
+    def add(self, name: str, found: Sequence[float], unit: str, budget: str, patroni: str = "") -> None:
         """One row; the median is the figure."""
         shown = [f"{value:,.{0 if value >= 100 else 1}f} {unit}" for value in (min(found), median(found), max(found))]
         self.table.add_row(name, *shown, str(len(found)), budget, patroni)
@@ -49,9 +53,6 @@ async def measure_cluster(figures: Figures, rounds: int) -> None:
         bench = Bench(real)
         figures.add("empty directories to three streaming", starts, "ms", "4,000 ms", "4,000 ms")
         await _measure_faults(figures, bench, rounds)
-        health = [await bench.health(HEALTH_S) for _ in range(3)]
-        figures.add("GET /primary", [found["per_s"] for found in health], "/s", "4,000 /s", "770 /s")
-        figures.add("  99th percentile", [found["p99_ms"] for found in health], "ms", "20 ms", "38 ms")
         await bench.set_ttl(20)
         await anyio.sleep(5)
         rest = await bench.at_rest(IDLE_S)
@@ -68,6 +69,42 @@ async def measure_synchronous(figures: Figures, rounds: int) -> None:
             found = [await Bench(real).synchronous_standby_silent() for _ in range(rounds)]
             name = f"synchronous standby silent, 1 of {size - 1}, ttl=20"
             figures.add(name, [part["gap"] or 0 for part in found], "ms", "2,000 ms", "20,800 ms")
+
+
+async def measure_takeovers(figures: Figures, rounds: int) -> None:
+    """Faults of the leader's own processes, under pgbench with 16 clients."""
+    async with running_cluster() as (real, _):
+        bench = Bench(real)
+        for ttl_s in TTLS_S:
+            await bench.set_ttl(ttl_s)
+            await anyio.sleep(TTL_S)
+            await _measure_frozen_agent(figures, real, rounds, ttl_s)
+            if ttl_s == TTL_S:
+                await _measure_killed(figures, real, rounds)
+
+
+async def _measure_frozen_agent(figures: Figures, real: RealCluster, rounds: int, ttl_s: int) -> None:
+    found = [await takeover.take_over(real, DemoNode.freeze, watch_end=True) for _ in range(rounds)]
+    name = f"agent frozen at ttl={ttl_s}: to a new writable primary"
+    figures.add(name, [one.writable_after_ms for one in found], "ms", f"{ttl_s * 1000 + 1_700:,} ms")
+    figures.add("  of the ttl", [one.writable_after_ms / (ttl_s * 1000) for one in found], "x", "")
+    figures.add("  no row acknowledged for", [one.gap_ms for one in found], "ms", "")
+    gone = [one.gone_after_deadline_ms for one in found if one.gone_after_deadline_ms is not None]
+    figures.add("  lease deadline to last backend gone", gone, "ms", "150 ms")
+
+
+async def _measure_killed(figures: Figures, real: RealCluster, rounds: int) -> None:
+    """Cases 1 and 3 of the fault matrix: the agent does not come back; the fence dies; both die."""
+    cases = {
+        "agent killed, not back": (takeover.kill_agent, False, f"{TTL_S * 1000 + 1_700:,} ms"),
+        "fence killed": (takeover.kill_fence, True, "800 ms"),
+        "fence and agent killed": (takeover.kill_fence_and_agent, False, f"{TTL_S * 1000 + 1_700:,} ms"),
+    }
+    for name, (break_it, is_same, budget) in cases.items():
+        found = [await takeover.take_over(real, break_it, is_same=is_same) for _ in range(rounds)]
+        row = f"{name}, ttl={TTL_S}: writable again"
+        figures.add(row, [one.writable_after_ms for one in found], "ms", budget)
+        figures.add("  no row acknowledged for", [one.gap_ms for one in found], "ms", "")
 
 
 async def _measure_faults(figures: Figures, bench: Bench, rounds: int) -> None:
@@ -94,6 +131,8 @@ def main(rounds: int, only_core: bool) -> None:
     if not only_core:
         anyio.run(measure_cluster, figures, rounds)
         anyio.run(measure_synchronous, figures, rounds)
+        anyio.run(measure_takeovers, figures, rounds)
+        anyio.run(measure_hangs, figures.add, min(rounds, 3), HANG_S)
     Console(width=120).print(figures.table)
 
 

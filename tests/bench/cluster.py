@@ -155,16 +155,6 @@ class Bench:
         lines = (line for line in text.splitlines() if line.startswith("grpc_server_msg_received_total"))
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
-    async def health(self, seconds: float) -> dict[str, float]:
-        """GET /primary on the leader: 16 kept-alive connections from another process."""
-        import json
-        import sys
-
-        port = self.cluster.node(self.real.primary).plan.api_port
-        ended = await anyio.run_process([sys.executable, "-m", "tests.bench.load", str(port), str(seconds)])
-        found: dict[str, float] = json.loads(ended.stdout)
-        return found
-
 
 def _cpu_s(pid: int) -> float:
     """Seconds on a processor, all threads. The ticks of /proc/PID/stat are too coarse for who mostly sleeps."""
