@@ -102,7 +102,6 @@ def loss_estimate(view: View) -> LossEstimate:
         basis="unknown",
         position_lsn=former.lsn,
         position_age_ms=age_ms,
-        rate_bytes_per_s=former.rate_bytes_per_s,
     )
     if is_sync_key_decisive(view) and is_synchronous_enough(view) and not is_failover_to_us(view):
         return replace(known, basis="synchronous", seen_bytes=0, at_most_bytes=0)
@@ -112,23 +111,24 @@ def loss_estimate(view: View) -> LossEstimate:
     if member is not None and member.timeline and member.timeline != view.timeline:
         return replace(known, basis="other timeline")
     lacking = former.lsn - view.position_lsn
-    more = _unheard_bytes(view)
-    at_most = None if more is None else max(0, lacking + more)
-    return replace(known, basis="measured", seen_bytes=max(0, lacking), at_most_bytes=at_most)
+    rate, span_ms = _growth(view), unheard_ms(view)
+    is_bounded = rate is not None and span_ms is not None
+    at_most = max(0, lacking + -(-(rate or 0) * (span_ms or 0) // 1000)) if is_bounded else None
+    return replace(known, basis="measured", seen_bytes=max(0, lacking), at_most_bytes=at_most, rate_bytes_per_s=rate)
 
 
-def _unheard_bytes(view: View) -> int | None:
-    rate, span_ms = view.former.rate_bytes_per_s, unheard_ms(view)
-    if rate is None or span_ms is None:
-        return None
-    return -(-max(rate, _received_rate(view)) * span_ms // 1000)
+def _growth(view: View) -> int | None:
+    """How fast the former leader's WAL was last seen to grow, in bytes a second; None if it was not seen to."""
+    return max(
+        (rate for rate in (view.former.rate_bytes_per_s, _received_rate(view)) if rate is not None), default=None
+    )
 
 
-def _received_rate(view: View) -> int:
-    """How fast this node received WAL since the former leader's last known position, in bytes a second."""
+def _received_rate(view: View) -> int | None:
+    """How fast this node received WAL since the former leader's last known position; None if it received none."""
     more, heard_at_ms = view.position_lsn - view.former.lsn, view.former.heard_at_ms
     if more <= 0 or heard_at_ms is None or view.received_at_ms <= heard_at_ms:
-        return 0
+        return None
     return -(-more * 1000 // (view.received_at_ms - heard_at_ms))
 
 
@@ -176,7 +176,7 @@ def _amount(loss: LossEstimate) -> str:
 
 def _position(loss: LossEstimate) -> str:
     age = "of unknown age" if loss.position_age_ms is None else f"{loss.position_age_ms / 1000:.1f} s old"
-    rate = "" if loss.rate_bytes_per_s is None else f", growing by {loss.rate_bytes_per_s:,} bytes/s then"
+    rate = "" if loss.rate_bytes_per_s is None else f", its WAL grew by {loss.rate_bytes_per_s:,} bytes/s"
     return f"its last known position is {age}{rate}"
 
 

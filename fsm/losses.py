@@ -40,6 +40,7 @@ class LossEstimate(Fact, frozen=True, kw_only=True):
     position_lsn: int = 0
     position_age_ms: int | None = None
     rate_bytes_per_s: int | None = None
+    """The growth that the bound counts on."""
 
 
 class Promotion(Fact, frozen=True, kw_only=True):

@@ -130,7 +130,8 @@ def test_loss_counts_what_was_received_when_that_came_faster_than_the_positions_
     """A burst after the last position: 9,000 bytes in 3 s, until 1 s before the key was free, and the look's 1 s."""
     former = FormerLeader(name="n1", lsn=POSITION_LSN - 9_000, heard_at_ms=HEARD_AT_MS, rate_bytes_per_s=0)
     loss = loss_estimate(follower(former=former, received_at_ms=HEARD_AT_MS + 3_000))
-    assert (loss.seen_bytes, loss.at_most_bytes) == (0, 3_000 * 5 - 9_000)
+    assert (loss.seen_bytes, loss.at_most_bytes, loss.rate_bytes_per_s) == (0, 3_000 * 5 - 9_000, 3_000)
+    assert loss_estimate(follower(former=replace(former, rate_bytes_per_s=None), received_at_ms=NOW_MS)).at_most_bytes
 
 
 def test_receiving_is_dated_when_the_standby_is_seen_to_hold_more() -> None:
