@@ -29,7 +29,7 @@ class Figures:
 
     def add(self, name: str, found: Sequence[float], unit: str, budget: str, patroni: str = "") -> None:
         """One row; the median is the figure."""
-        shown = [f"{value:,.{0 if value >= 100 else 1}f} {unit}" for value in (min(found), median(found), max(found))]
+        shown = [f"{value:,.{_digits(value, unit)}f} {unit}" for value in (min(found), median(found), max(found))]
         self.table.add_row(name, *shown, str(len(found)), budget, patroni)
         print(f"{name}: {shown[1]}", file=sys.stderr, flush=True)
 
@@ -40,6 +40,11 @@ class Figures:
             values = [value for part in found if (value := part[key]) is not None]
             if values:
                 self.add(f"  {key}", values, "ms", "50 ms" if (name, key) == ("server killed", "detect") else "")
+
+
+def _digits(value: float, unit: str) -> int:
+    """How many digits are worth showing behind the point."""
+    return 2 if unit == "x" else 0 if value >= 100 else 1
 
 
 async def measure_cluster(figures: Figures, rounds: int) -> None:
