@@ -5,6 +5,7 @@ Health checks take the shortest way, before Starlette's router; everything else 
 
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -20,6 +21,7 @@ from api.config import ConfigOperations
 from api.health import HealthChecks
 from api.log import LogAnswers
 from api.operations import Operations, Reload
+from api.quick import Quick
 from api.waiting import Desk, Submit
 from effects.board import Board
 from effects.clock import now_ms
@@ -62,11 +64,25 @@ def build_app(
         *Operations(desk, access, reload).routes,
         *ConfigOperations(desk, access, configs or ConfigDesk(lambda: (None, 0))).routes,
     ]
-    return Starlette(
+    app = Starlette(
         routes=routes,
         middleware=[Middleware(Front, health=health, routes=routes, access=access)],
         exception_handlers={Rejected: _tell_rejection},
     )
+    app.state.quick = Quick(health.answer, partial(is_health_check, routed_by(routes)), lambda: access.headers)
+    return app
+
+
+def routed_by(routes: list[Route]) -> frozenset[tuple[str, str]]:
+    """The methods and paths that have an answer of their own."""
+    return frozenset((method, route.path) for route in routes for method in route.methods or ())
+
+
+def is_health_check(routed: frozenset[tuple[str, str]], method: str, path: str) -> bool:
+    """True for everything that nothing else answers. HEAD and OPTIONS always ask about health."""
+    if method in ("HEAD", "OPTIONS"):
+        return True
+    return method in HEALTH_METHODS and (method, routed_path(path)) not in routed
 
 
 def _metrics_endpoint(health: HealthChecks) -> Callable[[Request], Awaitable[Response]]:
@@ -88,7 +104,7 @@ class Front:
         self._app = app
         self._access = access
         self._health = health
-        self._routed = frozenset((method, route.path) for route in routes for method in route.methods or ())
+        self._routed = routed_by(routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Source: ASGI, "HTTP & WebSocket"."""
@@ -99,10 +115,10 @@ class Front:
             scope = {**scope, "path": "/" + scope["path"].lstrip("/")}
         send = self._with_headers(send)
         method, path = scope["method"], routed_path(scope["path"])
-        if (method, path) in self._routed and method not in ("HEAD", "OPTIONS"):
-            await self._answer_from_app({**scope, "path": path}, receive, send)
-        elif method in HEALTH_METHODS:
+        if is_health_check(self._routed, method, path):
             await self._answer_health(scope, send)
+        elif (method, path) in self._routed:
+            await self._answer_from_app({**scope, "path": path}, receive, send)
         else:
             await _send(send, 501, b"unsupported: %s %s" % (method.encode(), path.encode()), b"text/plain")
 

@@ -11,9 +11,9 @@ import anyio
 import uvicorn
 from anyio.abc import TaskStatus
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.access import CERTIFIED
+from api.quick import QuickProtocol
 from api.tls import ApiTls
 from effects.errors import ConfigError
 
@@ -61,7 +61,7 @@ class _Server(uvicorn.Server):
             await asyncio.wait(set(self.server_state.tasks), timeout=LEAVE_WITHIN_S)
 
 
-class _Protocol(HttpToolsProtocol):
+class _Protocol(QuickProtocol):
     """uvicorn's HTTP, which also notes whether the client showed a certificate."""
 
     def on_message_begin(self) -> None:
