@@ -38,6 +38,7 @@ from effects.pgconfig import recovery_parameters
 from effects.probe import Prober
 from effects.processes import running_postmaster
 from effects.programs import RunAs
+from effects.promises import Promises, read_promise
 from effects.redaction import redacted_config
 from effects.server import Server
 from effects.server_settings import Login, ServerSettings
@@ -180,7 +181,8 @@ async def run_node(settings: Settings, run_as: RunAs | None, reread: Callable[[]
         logger.warning(
             "the log's last %d bytes were damaged and are kept in %s", recovered.torn_bytes, recovered.kept_aside
         )
-    agent = Agent(identity_of(settings), boot_id(), log, recovered.last_seq)
+    promise = read_promise(settings.state_dir)
+    agent = Agent(identity_of(settings), boot_id(), log, recovered.last_seq, promise)
     etcd = etcd_client(settings.etcd)
     access = Access()
     configure_access(access, settings.restapi)
@@ -241,6 +243,7 @@ async def _run_agent(
         *ClusterKeys(etcd, prefix, settings.name, first_config, configs).lanes(agent.report),
         *server.lanes(agent.report),
         *peers.lanes(agent.report),
+        *Promises(settings.state_dir, boot_id()).lanes(agent.report),
     ]
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(source.run)

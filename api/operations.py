@@ -30,13 +30,11 @@ from fsm.events import (
 )
 from fsm.restart import restart_obstacle, restart_start_timeout_ms
 from fsm.status import AskedSwitchover
-from fsm.timing import REQUEST_TIMEOUT_MS, RESTART_STOP_MS
+from fsm.timing import REQUEST_TIMEOUT_MS, RESTART_STOP_MS, promise_answer_ms
 from fsm.view import View
 from fsm.vote import vote_revision
 
 OBSTACLE_LASTS_S = 1.5
-FAILSAFE_WAIT_S = 0.4
-"""How long a leader is kept waiting for this node's promise; it gives its members 500 ms."""
 VOTE_WAIT_S = 0.3
 """How long a candidate is kept waiting for this node's vote; it gives its members 500 ms."""
 SWITCHOVER_WAIT_LEAST_S = 10
@@ -299,10 +297,21 @@ class Operations:
             api_url=text_of(body, "api_url") or "",
         )
         self._desk.submit(asked)
-        view = await self._desk.found(lambda view: view if status.has_promised(view, asked) else None, FAILSAFE_WAIT_S)
-        if view is None:
-            raise Rejected(503, f'this node does not promise "{leader}" to let it go on')
-        return text_answer("Accepted", headers={"lsn": str(view.position_lsn)})
+        reason = await self._failsafe_refusal(asked)
+        if reason:
+            raise Rejected(503, f'this node does not promise "{leader}" to let it go on: {reason}')
+        return text_answer("Accepted", headers={"lsn": str(self._desk.view.position_lsn)})
+
+    async def _failsafe_refusal(self, asked: FailsafeAsked) -> str:
+        """Why the leader is not confirmed; empty once the promise that it asks for is on disk."""
+        dynamic = self._desk.view.dynamic
+        wait_ms = promise_answer_ms(dynamic.failsafe_timeout_ms, dynamic.ttl_s)
+
+        def look(view: View) -> str | None:
+            return "" if status.has_promised(view, asked) else status.failsafe_refusal(view, asked)
+
+        reason = await self._desk.found(look, wait_ms / 1000)
+        return f"it is not on disk within {wait_ms} ms" if reason is None else reason
 
     def _check_failsafe(self, leader: str) -> None:
         view = self._desk.view

@@ -20,6 +20,7 @@ from fsm import effects as do
 from fsm.effects import AnyEffect
 from fsm.entries import SnapshotEntry, encode, make_entry
 from fsm.events import AgentStarted, AnyEvent, AnyResult, Done, Identity, StopAsked, Ticked
+from fsm.facts import KeptPromise
 from fsm.machine import Decision, step
 from fsm.view import View
 
@@ -34,10 +35,13 @@ logger = logging.getLogger(__name__)
 class Agent:
     """One node's loop. `report` is how everything that happens comes in."""
 
-    def __init__(self, identity: Identity, boot: str, log: TransitionLog, last_seq: int) -> None:
+    def __init__(
+        self, identity: Identity, boot: str, log: TransitionLog, last_seq: int, promise: KeptPromise | None = None
+    ) -> None:
+        """`promise`: what an earlier agent of this node promised a leader without etcd."""
         self.board = Board()
         self.exit_status = 0
-        self._identity, self._boot, self._log = identity, boot, log
+        self._identity, self._boot, self._log, self._promise = identity, boot, log, promise
         self._view = View(seq=last_seq)
         self._inbox: deque[AnyEvent] = deque()
         self._arrived = anyio.Event()
@@ -60,7 +64,10 @@ class Agent:
     async def run(self, lanes: list[Lane], *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Decide until an Exit effect ends it; afterwards `exit_status` tells how."""
         self._lanes = Lanes([*lanes, self.lane()], frozenset(AnyEffect.__args__))
-        self.report(AgentStarted(at_ms=now_ms(), identity=self._identity, boot=self._boot, wall=wall_time()))
+        started = AgentStarted(
+            at_ms=now_ms(), identity=self._identity, boot=self._boot, wall=wall_time(), promise=self._promise
+        )
+        self.report(started)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._lanes.run, self._log.durable)
             tasks.start_soon(self._decide)

@@ -41,6 +41,7 @@ DYNAMIC_FIELDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "synchronous_mode_strict": ("synchronous_mode_strict", ()),
     "synchronous_node_count": ("synchronous_node_count", ()),
     "failsafe_mode": ("failsafe_mode", ()),
+    "failsafe_timeout": ("failsafe_timeout_ms", ()),
     "check_timeline": ("check_timeline", ()),
     "pause": ("pause", ()),
     "postgresql.use_pg_rewind": ("use_pg_rewind", ()),

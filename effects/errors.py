@@ -67,6 +67,10 @@ def _telling_line(stderr: str) -> str:
     return (failures or lines or ["no message"])[-1]
 
 
+class PromiseUnkept(MatriarchError):
+    """The world's: a promise to a leader without etcd that did not reach the disk; it must not be confirmed."""
+
+
 class FenceUnavailable(MatriarchError):
     """The fence process cannot be reached or does not answer."""
 

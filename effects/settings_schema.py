@@ -42,6 +42,7 @@ from effects.settings_values import (
     whole,
 )
 from fsm.dynamic import TTL_MIN_S
+from fsm.timing import FAILSAFE_TIMEOUT_MAX_MS, FAILSAFE_TIMEOUT_MIN_MS
 
 
 class Row(Struct, frozen=True):
@@ -101,6 +102,7 @@ _DYNAMIC: dict[str, Reader] = {
     "synchronous_mode_strict": boolean,
     "synchronous_node_count": whole(0),
     "failsafe_mode": boolean,
+    "failsafe_timeout": whole(FAILSAFE_TIMEOUT_MIN_MS, FAILSAFE_TIMEOUT_MAX_MS),
     "pause": boolean,
     "member_slots_ttl": duration_s(),
     "slots": raw_map,

@@ -8,7 +8,9 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from fsm.dynamic import CONTROLLED_LEAST, FALSE_WORDS, MOST, TRUE_WORDS, TTL_MAX_S, TTL_MIN_S
+from fsm.dynamic import CONTROLLED_LEAST, FALSE_WORDS, MOST, TRUE_WORDS, TTL_MAX_S, TTL_MIN_S, parse_dynamic
+from fsm.timing import FAILSAFE_TIMEOUT_MAX_MS, FAILSAFE_TIMEOUT_MIN_MS, failsafe_timeout_most_ms
+from fsm.wire import compact
 
 DEPTH_MAX = 16
 """Settings nest three deep; what is deeper is a mistake, or an attack on whoever reads it."""
@@ -63,7 +65,21 @@ def fault_of(config: dict[str, Any], touched: set[str]) -> str | None:
     for name in touched & config.keys():
         for path, value, allowed in _faults_at(name, config[name]):
             return f'"{path}" is {_shown(value)}: allowed is {allowed}; nothing was changed'
-    return None
+    return _failsafe_fault(config) if touched & {"ttl", "failsafe_timeout"} else None
+
+
+def _failsafe_fault(config: dict[str, Any]) -> str | None:
+    """A member's answer may not be waited for so long that a leader without etcd could ask but once."""
+    if config.get("failsafe_timeout") is None:
+        return None
+    dynamic = parse_dynamic(compact({name: config.get(name) for name in ("ttl", "failsafe_timeout")}))
+    most_ms = failsafe_timeout_most_ms(dynamic.ttl_s)
+    if dynamic.failsafe_timeout_ms <= most_ms:
+        return None
+    return (
+        f'"failsafe_timeout" is {dynamic.failsafe_timeout_ms} ms: allowed with a ttl of {dynamic.ttl_s} s are '
+        f"{most_ms} ms at the most, so that two questions fit before the lease ends; nothing was changed"
+    )
 
 
 def _faults_at(name: str, value: Any) -> Iterator[tuple[str, Any, str]]:
@@ -166,6 +182,7 @@ CHECKS: dict[str, Check] = {
     "synchronous_mode_strict": _switch,
     "synchronous_node_count": whole("nodes", 1),
     "failsafe_mode": _switch,
+    "failsafe_timeout": whole("milliseconds", FAILSAFE_TIMEOUT_MIN_MS, FAILSAFE_TIMEOUT_MAX_MS),
     "pause": _switch,
     "member_slots_ttl": _duration,
     "slots": _object,

@@ -5,6 +5,7 @@ from typing import Any, Literal
 import msgspec
 
 from fsm.facts import Fact
+from fsm.timing import FAILSAFE_TIMEOUT_MAX_MS, FAILSAFE_TIMEOUT_MIN_MS, FAILSAFE_TIMEOUT_MS
 from fsm.units import amount_in
 
 TRUE_WORDS = ("on", "true", "yes", "1")
@@ -49,6 +50,8 @@ class Dynamic(Fact, frozen=True, kw_only=True):
     """How many standbys a commit waits for."""
     failsafe_mode: bool = True
     """On unless set off: without etcd the present leader goes on as long as every member confirms it (Patroni: off)."""
+    failsafe_timeout_ms: int = FAILSAFE_TIMEOUT_MS
+    """How long a leader without etcd waits for its members' answers; less where the ttl has no room for it."""
     check_timeline: bool = True
     pause: bool = False
     use_pg_rewind: bool = True
@@ -136,6 +139,10 @@ def parse_dynamic(text: str | None) -> Dynamic:
         synchronous_mode_strict=as_bool(found.get("synchronous_mode_strict"), default.synchronous_mode_strict),
         synchronous_node_count=as_int(found.get("synchronous_node_count"), default.synchronous_node_count, 1),
         failsafe_mode=as_bool(found.get("failsafe_mode"), default.failsafe_mode),
+        failsafe_timeout_ms=min(
+            FAILSAFE_TIMEOUT_MAX_MS,
+            as_amount(found.get("failsafe_timeout"), "ms", default.failsafe_timeout_ms, FAILSAFE_TIMEOUT_MIN_MS),
+        ),
         check_timeline=as_bool(found.get("check_timeline"), default.check_timeline),
         pause=as_bool(found.get("pause"), default.pause),
         use_pg_rewind=as_bool(postgresql.get("use_pg_rewind"), default.use_pg_rewind),

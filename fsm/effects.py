@@ -11,7 +11,7 @@ from fsm.facts import Upstream
 from fsm.losses import LossEstimate
 from fsm.syncnames import SyncNames
 
-Resource = Literal["lease", "leader", "sync", "keys", "fence", "server", "names", "sql", "peers", "agent"]
+Resource = Literal["lease", "leader", "sync", "keys", "fence", "server", "names", "sql", "peers", "promises", "agent"]
 
 
 class Effect(
@@ -396,6 +396,21 @@ class AskFailsafe(Effect, frozen=True, kw_only=True):
     api_url: str
 
 
+class KeepPromise(Effect, frozen=True, kw_only=True):
+    """Write the promise to a leader without etcd to disk, where an agent that starts finds it."""
+
+    resource: ClassVar[Resource] = "promises"
+    leader: str
+    asked_at_ms: int
+    until_ms: int
+
+
+class ForgetPromise(Effect, frozen=True, kw_only=True):
+    """Remove the promise from disk, for it has ended: after a reboot nobody could tell."""
+
+    resource: ClassVar[Resource] = "promises"
+
+
 class Exit(Effect, frozen=True, kw_only=True):
     """End the agent process with a status and one line of reason; the server, if one runs, is left to its fence."""
 
@@ -447,5 +462,7 @@ AnyEffect = (
     | ReadLeaderHistory
     | AskPeers
     | AskFailsafe
+    | KeepPromise
+    | ForgetPromise
     | Exit
 )

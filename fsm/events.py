@@ -5,7 +5,7 @@ from typing import Literal
 from msgspec import Struct, field
 
 from fsm.asked import ConfigChange, RestartWish
-from fsm.facts import DataDirectory, Fact, KeyChange, PeerReport, Probe, TimelineHistory
+from fsm.facts import DataDirectory, Fact, KeptPromise, KeyChange, PeerReport, Probe, TimelineHistory
 
 
 class Event(
@@ -47,6 +47,8 @@ class AgentStarted(Event, frozen=True, kw_only=True):
     boot: str
     wall: str
     """The wall clock at the start, for people; never compared."""
+    promise: KeptPromise | None = None
+    """What an earlier agent of this node promised a leader without etcd, as it lies on disk."""
 
 
 class Ticked(Event, frozen=True, kw_only=True):
@@ -317,6 +319,14 @@ class FailsafeHeard(Result, frozen=True, kw_only=True):
     accepted: tuple[str, ...]
 
 
+class PromiseKept(Result, frozen=True, kw_only=True):
+    """The promise to a leader without etcd is on disk."""
+
+    leader: str
+    asked_at_ms: int
+    until_ms: int
+
+
 AnyResult = (
     Done
     | LeaseHeld
@@ -330,6 +340,7 @@ AnyResult = (
     | HistoryRead
     | PeersHeard
     | FailsafeHeard
+    | PromiseKept
 )
 
 FailureKind = Literal["unavailable", "refused", "lease_gone", "expired", "program", "sql", "cancelled", "fence", "bug"]

@@ -153,3 +153,13 @@ class PeerReport(Fact, frozen=True, kw_only=True):
     """The revision of the `sync` key for which it votes; 0 for none. See fsm/vote.py."""
     probed_ago_ms: int = 0
     """How old the peer's own look at its server was; 0 where it looked for this answer (Patroni does)."""
+
+
+class KeptPromise(Fact, frozen=True, kw_only=True):
+    """A promise to a leader without etcd as it lies on disk. Its instants are those of one boot of the machine."""
+
+    leader: str
+    """Empty where the file could not be read: then nobody is confirmed by it, and the node only holds back."""
+    boot: str
+    asked_at_ms: int
+    until_ms: int

@@ -36,6 +36,7 @@ from fsm.events import (
     LeaseHeld,
     ParametersApplied,
     PeersHeard,
+    PromiseKept,
     ReinitAsked,
     ReloadAsked,
     ReplayNeedsRead,
@@ -59,6 +60,7 @@ from fsm.facts import Key, KeyChange
 from fsm.handover import due_at_ms
 from fsm.loss import TOLD_BY, followed
 from fsm.losses import Promotion
+from fsm.promises import failsafe_asked, promise_forgotten, promise_kept, promise_unkept, restored
 from fsm.publish import failsafe_addresses, is_rebuilding
 from fsm.requests import (
     cancel_asked,
@@ -74,7 +76,7 @@ from fsm.requests import (
 )
 from fsm.states import State
 from fsm.timing import CRASH_FORGIVEN_AFTER_MS, UNANSWERED_GRACE_MS, writable_until_ms
-from fsm.view import Attempts, Fence, HeardPeer, LeaderHistory, Lease, Promise, Server, Underway, View, Vote
+from fsm.view import Attempts, Fence, HeardPeer, LeaderHistory, Lease, Server, Underway, View, Vote
 from fsm.waiting import looked, marked, ordered, released
 from fsm.wire import (
     parse_failover,
@@ -114,6 +116,7 @@ def _agent_started(view: View, event: AgentStarted) -> View:
         state_since_ms=event.at_ms,
         identity=event.identity,
         dynamic=parse_dynamic(event.identity.first_config),
+        promise=restored(event.promise, boot=event.boot, at_ms=event.at_ms),
     )
 
 
@@ -360,18 +363,6 @@ def _without_reinit(view: View) -> View:
     return replace(view, is_reinit_asked=False, is_reinit_from_leader=False)
 
 
-def _failsafe_asked(view: View, event: FailsafeAsked) -> View:
-    """Promise a member not to stand, unless this node holds or is taking the key, or etcd names another leader."""
-    if event.leader not in view.members and event.leader not in view.failsafe:
-        return view
-    names_another = view.etcd.is_watched and view.leader not in (None, event.leader)
-    if names_another or view.leader == view.name or "take-leader-key" in view.underway:
-        return view
-    # At least as long as the leader counts on, should it have heard of another ttl than this node.
-    until_ms = event.at_ms + max(event.ttl_s, view.dynamic.ttl_s) * 1000
-    return replace(view, promise=Promise(leader=event.leader, until_ms=until_ms))
-
-
 def _vote_asked(view: View, event: VoteAsked) -> View:
     """A second question about the same election changes nothing: the promise stands since the first."""
     asked = Vote(candidate=event.candidate, sync_revision=event.sync_revision, asked_at_ms=event.at_ms)
@@ -443,6 +434,7 @@ def _answered(view: View, duty: str, effect_id: int) -> View:
 def _with_failure(view: View, duty: str, kind: str, detail: str) -> View:
     before = view.attempts[duty].failures if duty in view.attempts else 0
     attempts = Attempts(failures=before + 1, failed_at_ms=view.now_ms, kind=kind, detail=detail)
+    view = promise_unkept(view, detail) if duty == "keep-promise" else view
     return replace(view, attempts={**view.attempts, duty: attempts})
 
 
@@ -456,6 +448,8 @@ def _done(view: View, event: Succeeded, result: Done) -> View:
             return replace(view, lease=None)
         case "request-failover":
             return replace(view, switchover=None)
+        case "forget-promise":
+            return promise_forgotten(view)
         case _:
             return view
 
@@ -548,6 +542,10 @@ def _failsafe_heard(view: View, event: Succeeded, result: FailsafeHeard) -> View
     return replace(view, failsafe_until_ms=max(view.failsafe_until_ms, until_ms))
 
 
+def _promise_kept(view: View, event: Succeeded, result: PromiseKept) -> View:
+    return promise_kept(view, result)
+
+
 _RESULTS: dict[type, Callable[[View, Succeeded, Any], View]] = {
     Done: _done,
     LeaseHeld: _lease_held,
@@ -561,6 +559,7 @@ _RESULTS: dict[type, Callable[[View, Succeeded, Any], View]] = {
     HistoryRead: _history_read,
     PeersHeard: _peers_heard,
     FailsafeHeard: _failsafe_heard,
+    PromiseKept: _promise_kept,
 }
 
 _FOLDS: dict[type, Callable[[View, Any], View]] = {
@@ -583,7 +582,7 @@ _FOLDS: dict[type, Callable[[View, Any], View]] = {
     RestartCancelAsked: restart_cancel_asked,
     ReloadAsked: reload_asked,
     ReinitAsked: _reinit_asked,
-    FailsafeAsked: _failsafe_asked,
+    FailsafeAsked: failsafe_asked,
     VoteAsked: _vote_asked,
     Succeeded: _succeeded,
     Failed: _failed,

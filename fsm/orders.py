@@ -21,7 +21,14 @@ from fsm.states import State
 from fsm.sync import first_names, names_to_order, next_key
 from fsm.syncnames import NOBODY
 from fsm.timelines import known_history, timeline_to_reserve
-from fsm.timing import NAMESAKE_TIMEOUT_MS, PEER_ANSWER_TIMEOUT_MS, renew_timeout_ms, writable_until_ms
+from fsm.timing import (
+    NAMESAKE_TIMEOUT_MS,
+    PEER_ANSWER_TIMEOUT_MS,
+    failsafe_timeout_ms,
+    promise_timeout_ms,
+    renew_timeout_ms,
+    writable_until_ms,
+)
 from fsm.view import View
 from fsm.vote import sync_revision
 from fsm.waiting import doubled_standbys
@@ -380,12 +387,29 @@ def ask_failsafe(view: View) -> do.AskFailsafe:
     """Whether every other member lets this leader go on."""
     assert view.identity is not None
     return do.AskFailsafe(
-        timeout_ms=PEER_ANSWER_TIMEOUT_MS,
+        timeout_ms=failsafe_timeout_ms(view.dynamic.failsafe_timeout_ms, view.dynamic.ttl_s),
         api_urls=failsafe_addresses(view),
         ttl_s=view.dynamic.ttl_s,
         conn_url=view.identity.conn_url,
         api_url=view.identity.api_url,
     )
+
+
+def keep_promise(view: View) -> do.KeepPromise:
+    """The promise that is to be durable before it is confirmed."""
+    promising = view.promising
+    assert promising is not None
+    return do.KeepPromise(
+        timeout_ms=promise_timeout_ms(view.dynamic.failsafe_timeout_ms, view.dynamic.ttl_s),
+        leader=promising.leader,
+        asked_at_ms=promising.asked_at_ms,
+        until_ms=promising.until_ms,
+    )
+
+
+def forget_promise(view: View) -> do.ForgetPromise:
+    """No promise on disk."""
+    return do.ForgetPromise(timeout_ms=SERVER_TIMEOUT_MS)
 
 
 def exit_quietly(view: View) -> do.Exit:

@@ -16,6 +16,7 @@ from fsm.events import FailsafeAsked
 from fsm.facts import Probe
 from fsm.guards import handover_targets, is_leader_key_named_for_us, is_primary_running
 from fsm.loss import promotion_fields
+from fsm.promises import asked_until_ms
 from fsm.publish import (
     is_rebuilding,
     pending_restart_reason,
@@ -521,10 +522,16 @@ def is_leading_in_any_way(view: View) -> bool:
 
 
 def has_promised(view: View, asked: FailsafeAsked) -> bool:
-    """True when this node promised a leader to let it go on for a whole ttl from when it asked.
+    """True when this node promised a leader, durably, to let it go on for a whole ttl from when it asked.
 
     An older promise, though it still holds, is not enough: the leader counts on a ttl from its present question.
     """
     promise = view.promise
-    until_ms = asked.at_ms + max(asked.ttl_s, view.dynamic.ttl_s) * 1000
-    return promise is not None and promise.leader == asked.leader and promise.until_ms >= until_ms
+    return promise is not None and promise.leader == asked.leader and promise.until_ms >= asked_until_ms(view, asked)
+
+
+def failsafe_refusal(view: View, asked: FailsafeAsked) -> str | None:
+    """Why a leader that asked is not confirmed; None while that is not decided."""
+    refusal = view.refusal
+    is_about_it = refusal is not None and refusal.leader == asked.leader and refusal.asked_at_ms >= asked.at_ms
+    return refusal.reason if refusal is not None and is_about_it else None

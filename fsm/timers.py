@@ -9,6 +9,7 @@ from fsm.states import State
 from fsm.syncnames import STRICTLY_NOBODY
 from fsm.table import DUTIES, Duty
 from fsm.timing import (
+    FAILSAFE_AFTER_MS,
     FENCE_SILENT_MS,
     HANDOVER_CATCH_UP_MS,
     NAMED_SUCCESSOR_WAIT_MS,
@@ -52,11 +53,10 @@ def _lease_instants(view: View) -> Iterator[int]:
         yield view.lease.sent_at_ms + renew_every_ms(view.lease.ttl_s)
         yield view.lease.writable_until_ms
         confirmed_ms = max(view.lease.sent_at_ms, view.achieved.get("ask-failsafe", 0))
-        yield confirmed_ms + renew_every_ms(view.lease.ttl_s) + 200
+        yield confirmed_ms + renew_every_ms(view.lease.ttl_s) + FAILSAFE_AFTER_MS
     yield view.leadership_until_ms
     yield view.failsafe_until_ms
-    if view.promise is not None:
-        yield view.promise.until_ms
+    yield from (p.until_ms for p in (view.promise, view.promising) if p is not None)
 
 
 def _election_instants(view: View) -> Iterator[int]:

@@ -7,6 +7,18 @@ measured under load; the rest is for a busy machine and for SIGKILL."""
 PEER_ANSWER_TIMEOUT_MS = 500
 """How long an election waits for a silent member; on a local network an answer takes a few milliseconds."""
 
+FAILSAFE_TIMEOUT_MS = 500
+FAILSAFE_TIMEOUT_MIN_MS = 100
+FAILSAFE_TIMEOUT_MAX_MS = 10_000
+"""How long a leader without etcd waits for its members' answers: by default, and what may be set. An answer takes a few
+milliseconds and an fsync; waiting longer than the ttl has room for is cut, see `failsafe_timeout_most_ms`."""
+
+FAILSAFE_AFTER_MS = 200
+"""How long after a renewal fell due the members are asked in etcd's place: one slow answer is no loss of etcd."""
+
+FAILSAFE_PAUSE_MS = 100
+"""Pause before members that did not all confirm are asked again."""
+
 NAMESAKE_TIMEOUT_MS = 2_000
 """How long a member that is published under this node's name is given to answer. Precedent: Patroni, 3 s."""
 
@@ -108,6 +120,28 @@ def renew_every_ms(ttl_s: int) -> int:
 def renew_timeout_ms(ttl_s: int) -> int:
     """How long one renewal may take: short enough that several attempts fit before the deadline."""
     return max(300, min(2_000, ttl_s * 1000 // 6))
+
+
+def failsafe_timeout_most_ms(ttl_s: int) -> int:
+    """The longest that a member's answer may be waited for: two questions must fit between the first renewal that
+    failed and the deadline."""
+    room_ms = ttl_s * 1000 - fence_margin_ms(ttl_s) - renew_every_ms(ttl_s) - renew_timeout_ms(ttl_s)
+    return (room_ms - FAILSAFE_PAUSE_MS) // 2
+
+
+def failsafe_timeout_ms(asked_ms: int, ttl_s: int) -> int:
+    """How long a leader without etcd waits for its members' answers: as configured, if the ttl has room for it."""
+    return min(asked_ms, failsafe_timeout_most_ms(ttl_s))
+
+
+def promise_answer_ms(asked_ms: int, ttl_s: int) -> int:
+    """How long a member takes at the most to confirm, so that its answer, also a refusal, comes in time."""
+    return failsafe_timeout_ms(asked_ms, ttl_s) * 4 // 5
+
+
+def promise_timeout_ms(asked_ms: int, ttl_s: int) -> int:
+    """How long a promise may take to reach the disk, so that there is time to say that it did not."""
+    return failsafe_timeout_ms(asked_ms, ttl_s) * 7 // 10
 
 
 def watch_progress_every_ms(ttl_s: int) -> int:

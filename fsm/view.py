@@ -113,6 +113,15 @@ class Promise(Fact, frozen=True, kw_only=True):
 
     leader: str
     until_ms: int
+    asked_at_ms: int = 0
+
+
+class Refusal(Fact, frozen=True, kw_only=True):
+    """Which leader this node did not confirm last, and why."""
+
+    leader: str
+    asked_at_ms: int
+    reason: str
 
 
 class Vote(Fact, frozen=True, kw_only=True):
@@ -196,6 +205,10 @@ class View(Fact, frozen=True, kw_only=True):
     """The lease before this one: the leader key hangs on it until it is bound to the new one."""
     failsafe_until_ms: int = 0
     promise: Promise | None = None
+    """The promise that is on disk."""
+    promising: Promise | None = None
+    """The promise that is being written to disk: it binds already, and is confirmed to nobody yet."""
+    refusal: Refusal | None = None
     vote: Vote | None = None
     fence: Fence = Fence()
     server: Server = Server()

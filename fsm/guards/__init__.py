@@ -134,6 +134,7 @@ from fsm.guards.parameters import (
     is_server_settled,
     is_too_small_for_its_wal,
 )
+from fsm.guards.promises import is_bound_by_a_promise, is_promise_over, is_promise_unkept
 from fsm.guards.server import (
     has_needless_fence_deadline,
     is_fence_armed,
@@ -197,6 +198,7 @@ __all__ = [
     "is_able_to_stand",
     "is_asynchronous",
     "is_beyond_restart",
+    "is_bound_by_a_promise",
     "is_cancelling_asked",
     "is_clone_source_missing",
     "is_clone_unfinished",
@@ -252,6 +254,8 @@ __all__ = [
     "is_peer_question_due",
     "is_primary_running",
     "is_primary_without_deadline",
+    "is_promise_over",
+    "is_promise_unkept",
     "is_promotable",
     "is_promotion_due",
     "is_reinit_asked",

@@ -1,6 +1,6 @@
 """Guards about etcd, the leader key and the lease."""
 
-from fsm.timing import renew_every_ms
+from fsm.timing import FAILSAFE_AFTER_MS, renew_every_ms
 from fsm.view import View
 
 
@@ -69,7 +69,7 @@ def is_past_its_deadline(view: View) -> bool:
 
 def has_promised_nothing(view: View) -> bool:
     """This node has not promised a leader without etcd to let it go on."""
-    return view.promise is None or view.now_ms >= view.promise.until_ms
+    return all(p is None or view.now_ms >= p.until_ms for p in (view.promise, view.promising))
 
 
 def is_failsafe_wanted(view: View) -> bool:
@@ -78,7 +78,9 @@ def is_failsafe_wanted(view: View) -> bool:
     if not view.dynamic.failsafe_mode or lease is None:
         return False
     confirmed_ms = max(lease.sent_at_ms, view.achieved.get("ask-failsafe", 0))
-    return view.now_ms >= confirmed_ms + renew_every_ms(lease.ttl_s) + 200 and bool("renew-lease" in view.attempts)
+    return view.now_ms >= confirmed_ms + renew_every_ms(lease.ttl_s) + FAILSAFE_AFTER_MS and bool(
+        "renew-lease" in view.attempts
+    )
 
 
 def is_leader_key_obtainable(view: View) -> bool:

@@ -4,7 +4,7 @@ import json
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import anyio.lowlevel
@@ -12,10 +12,20 @@ import pytest
 from msgspec.structs import replace
 
 from api import operations
+from fsm import effects as do
 from fsm.dynamic import Dynamic
-from fsm.events import AnyEvent, FailsafeAsked, ReinitAsked, SwitchoverAsked, VoteAsked
+from fsm.events import (
+    AnyEvent,
+    Failed,
+    FailsafeAsked,
+    PromiseKept,
+    ReinitAsked,
+    Succeeded,
+    SwitchoverAsked,
+    VoteAsked,
+)
 from fsm.facts import Key
-from fsm.observe import observe
+from fsm.machine import Issued, step
 from fsm.view import Etcd, View
 from fsm.wire import FailoverRequest
 from tests.api.asking import Surroundings, ask, ask_json, surroundings
@@ -295,13 +305,26 @@ async def test_vote_is_refused_when_the_question_makes_no_sense(around: Surround
 # ---- failsafe -------------------------------------------------------------------------------------------------------
 
 
-def deciding(around: Surroundings) -> None:
-    """Lets every event go through the fold, as the agent does."""
+def deciding(around: Surroundings, outcome: Literal["kept", "failed", "none"] = "kept") -> None:
+    """Lets every event go through `step`, as the agent does, and answers for the disk."""
 
     def take(event: AnyEvent) -> None:
-        around.show(observe(around.board.current.view, event))
+        decision = step(around.board.current.view, event)
+        around.show(decision.view)
+        for issued in decision.effects:
+            if isinstance(issued.effect, do.KeepPromise) and outcome != "none":
+                take(disk_answer(issued, issued.effect, is_full=outcome == "failed"))
 
     around.react = take
+
+
+def disk_answer(issued: Issued, effect: do.KeepPromise, *, is_full: bool) -> AnyEvent:
+    """How the write of a promise ended."""
+    number, duty = issued.effect_id, issued.duty
+    if is_full:
+        return Failed(at_ms=NOW_MS, effect_id=number, duty=duty, kind="refused", detail="No space left on device")
+    kept = PromiseKept(leader=effect.leader, asked_at_ms=effect.asked_at_ms, until_ms=effect.until_ms)
+    return Succeeded(at_ms=NOW_MS, effect_id=number, duty=duty, result=kept)
 
 
 async def test_failsafe_is_confirmed_when_the_promise_is_on_the_board(around: Surroundings) -> None:
@@ -336,14 +359,24 @@ async def test_failsafe_is_refused_at_once_when_it_cannot_be_confirmed(
     assert (answer.status, around.submitted) == (status, [])
 
 
-@pytest.mark.parametrize("is_heard", [True, False], ids=["etcd names another", "the loop hangs"])
-async def test_failsafe_is_not_confirmed_when_no_promise_was_made(
-    around: Surroundings, monkeypatch: pytest.MonkeyPatch, is_heard: bool
+@pytest.mark.parametrize(
+    ("leader", "outcome", "reason"),
+    [
+        ("n3", "kept", 'etcd names "n3" as the leader'),
+        ("n1", "failed", "No space left on device"),
+        ("n1", "none", "not on disk within 80 ms"),
+        ("n1", None, "not on disk within 80 ms"),
+    ],
+    ids=["etcd names another", "the disk is full", "the disk hangs", "the loop hangs"],
+)
+async def test_failsafe_is_not_confirmed_when_no_durable_promise_was_made(
+    around: Surroundings, leader: str, outcome: Literal["kept", "failed", "none"] | None, reason: str
 ) -> None:
-    """The leader must not go on by an answer that nothing stands behind."""
-    monkeypatch.setattr(operations, "FAILSAFE_WAIT_S", 0.02)
-    around.show(with_key(standby_view(), "leader", Key(value="n3", mod_revision=30)))
-    if is_heard:
-        deciding(around)
+    """The leader must not go on by an answer that nothing stands behind, and is told why not."""
+    view = standby_view(dynamic=Dynamic(failsafe_timeout_ms=100))
+    around.show(with_key(view, "leader", Key(value=leader, mod_revision=30)))
+    if outcome is not None:
+        deciding(around, outcome)
     answer = await ask_json(around.app(), "/failsafe", FAILSAFE)
     assert (answer.status, len(around.submitted)) == (503, 1)
+    assert reason in answer.text

@@ -2,7 +2,7 @@
 
 from fsm import effects as do
 from fsm.events import AgentStarted, AnyEvent
-from fsm.guards import is_leader_key_ours
+from fsm.guards import has_promised_nothing, is_leader_key_ours
 from fsm.machine import EFFECTS_PER_STEP_MAX, EXCLUSIVE_RESOURCES, Decision, Issued
 from fsm.states import State
 from fsm.table import TABLE
@@ -109,6 +109,10 @@ def _check_leading(view: View, effect: do.AnyEffect) -> None:
     if isinstance(effect, do.WriteInitialize | do.WriteConfig | do.PublishAsLeader):
         assert view.state is State.LEADER
         assert effect.valid_until_ms == view.writable_until_ms
+    if isinstance(effect, do.ClaimInitialize) or (
+        isinstance(effect, do.TakeLeaderKey) and view.state is State.CANDIDATE
+    ):
+        assert has_promised_nothing(view)
     if isinstance(effect, do.TakeLeaderKey):
         assert view.state in (State.CANDIDATE, State.LEADER)
         assert view.lease is not None

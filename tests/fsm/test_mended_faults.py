@@ -161,15 +161,16 @@ def test_promise_lasts_as_long_as_the_leader_counts_on_when_this_node_knows_a_sh
     """The leader that asks may not have heard of the new ttl."""
     world = replica_of("n2", first_config='{"ttl":5}')
     world.feed(ev.FailsafeAsked(at_ms=world.now_ms, leader="n2", ttl_s=20))
-    assert world.view.promise is not None
-    assert world.view.promise.until_ms == world.now_ms + 20_000
+    assert world.view.promising is not None
+    assert world.view.promising.until_ms == world.now_ms + 20_000
 
 
 def test_node_promises_nothing_when_a_stranger_asks() -> None:
     """Only a member can be a leader that may go on."""
     world = replica_of("n2")
     world.feed(ev.FailsafeAsked(at_ms=world.now_ms, leader="stranger"))
-    assert world.view.promise is None
+    world.wait(1_000)
+    assert (world.view.promise, world.view.promising) == (None, None)
 
 
 def test_keys_are_forgotten_when_etcd_comes_back_with_an_older_history() -> None:

@@ -311,8 +311,8 @@ def test_replica_keeps_its_promise_when_it_confirmed_a_leader_without_etcd() -> 
     """Who let a leader go on without etcd does not stand until the promise has run out."""
     world = replica_of()
     world.feed(ev.FailsafeAsked(at_ms=world.now_ms, leader="n2"))
-    assert world.view.promise is not None
-    until_ms = world.view.promise.until_ms
+    assert world.view.promising is not None
+    until_ms = world.view.promising.until_ms
     world.delete("leader")
     world.until(is_settled_leader)
     assert world.now_ms >= until_ms
@@ -357,6 +357,16 @@ def test_candidate_waits_when_the_server_of_the_former_leader_has_not_ended() ->
         assert world.orders(do.TakeLeaderKey) == []
     world.reports["n2"] = replace(world.reports["n2"], state="stopped")
     world.until(is_settled_leader, within_ms=5_000)
+
+
+def test_candidate_withdraws_when_it_promises_a_leader_to_let_it_go_on() -> None:
+    """The leader that lost etcd asks while this node stands already."""
+    world = replica_of("n2", "n3")
+    world.held.add("ask-peers")
+    world.delete("leader")
+    world.until_state("candidate")
+    world.feed(ev.FailsafeAsked(at_ms=world.now_ms, leader="n2"))
+    assert world.rules[-1] == "C7"
 
 
 # ---- handover --------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from fsm.observe import observe
 from fsm.replay import Replay
 from fsm.states import State
 from fsm.table import TABLE
-from fsm.view import View
+from fsm.view import Promise, View
 from tests.fsm import invariants
 from tests.fsm.world import (
     EMPTY,
@@ -328,6 +328,7 @@ rare_events = st.one_of(
     st.builds(ev.SwitchoverCancelAsked, at_ms=NOW, request_id=names, revision=st.just(7)),
     st.builds(ev.ReloadAsked, at_ms=NOW, request_id=names),
     st.builds(ev.FailsafeAsked, at_ms=NOW, leader=names),
+    st.builds(ev.FailsafeAsked, at_ms=NOW, leader=st.just("n2"), ttl_s=st.sampled_from((0, 5, 60))),
 )
 ticks = st.builds(ev.Ticked, at_ms=NOW)
 happenings = st.lists(
@@ -357,6 +358,7 @@ def natural_result(view: View, kind: str, duty: str, drawn: Any) -> Any:
         "StartStandby": ev.ServerStarted,
         "AskPeers": ev.PeersHeard,
         "AskFailsafe": ev.FailsafeHeard,
+        "KeepPromise": ev.PromiseKept,
         **dict.fromkeys(
             (
                 "TakeLeaderKey", "ReleaseLeaderKey", "ClaimInitialize", "WriteInitialize", "WriteConfig",
@@ -368,6 +370,9 @@ def natural_result(view: View, kind: str, duty: str, drawn: Any) -> Any:
     sent_at_ms = view.underway[duty].since_ms
     if expected is ev.FenceArmed:
         return ev.FenceArmed(until_ms=view.writable_until_ms)
+    if expected is ev.PromiseKept:
+        kept = view.promising or view.promise or Promise(leader="n2", until_ms=view.now_ms)
+        return ev.PromiseKept(leader=kept.leader, asked_at_ms=kept.asked_at_ms, until_ms=kept.until_ms)
     if isinstance(drawn, expected):
         is_timed = isinstance(drawn, ev.LeaseHeld | ev.FailsafeHeard)
         return replace(drawn, sent_at_ms=sent_at_ms) if is_timed else drawn

@@ -20,7 +20,7 @@ from fsm.machine import advance
 from fsm.states import State
 from fsm.table import DUTIES, TABLE, Duty, Rule
 from fsm.timers import DUTY_BY_ID
-from fsm.view import LeaderHistory, View
+from fsm.view import LeaderHistory, Promise, View
 from fsm.wire import FailoverRequest
 from tests.fsm.world import forked, leader_with_standbys
 from tests.golden_update import GOLDEN_FILES
@@ -62,6 +62,7 @@ def full_view() -> View:
         keys={**view.keys, "leader": key},
         members=members,
         leader_history=history,
+        promising=Promise(leader="n2", until_ms=view.now_ms + 5_000),
     )
 
 

@@ -12,7 +12,17 @@ from msgspec.structs import replace
 
 from fsm import effects as do
 from fsm import events as ev
-from fsm.facts import DataDirectory, KeyChange, PeerReport, Probe, Standby, TimelineHistory, TimelineSwitch, Upstream
+from fsm.facts import (
+    DataDirectory,
+    KeptPromise,
+    KeyChange,
+    PeerReport,
+    Probe,
+    Standby,
+    TimelineHistory,
+    TimelineSwitch,
+    Upstream,
+)
 from fsm.machine import Decision, Issued, step
 from fsm.view import View
 from fsm.wire import compact
@@ -135,6 +145,9 @@ class World:
     """Called right after a key was written, before anybody hears of it."""
     probed_at_ms: int = 0
     """When the server was last looked at."""
+    kept: KeptPromise | None = None
+    """The promise on the node's disk."""
+    boot_id: str = "boot-1"
 
     # ---- what a story asks ---------------------------------------------------------------------------------------
 
@@ -178,6 +191,17 @@ class World:
             self.heal_etcd()
         return self
 
+    def reboot(self, *, at_ms: int) -> "World":
+        """The whole machine begins anew, and with it the clock that instants are read from."""
+        if self.server is not None:
+            state = "in archive recovery" if self.server.in_recovery else "in production"
+            self.directory = replace(self.directory, control_state=state, timeline=self.server.timeline)
+        for lease_id in list(self.leases):
+            self._drop_lease(lease_id)
+        self.server, self.armed_until_ms = None, None
+        self.boot_id, self.now_ms, self.probed_at_ms = f"{self.boot_id}'", at_ms, 0
+        return self.boot()
+
     def start_agent(self) -> None:
         """The agent begins and knows nothing yet."""
         identity = ev.Identity(
@@ -191,7 +215,10 @@ class World:
             clone_on_rewind_failure=self.clone_on_rewind_failure,
             clone_on_divergence=self.clone_on_divergence,
         )
-        self.feed(ev.AgentStarted(at_ms=self.now_ms, identity=identity, boot="boot-1", wall="2026-01-01T00:00:00Z"))
+        started = ev.AgentStarted(
+            at_ms=self.now_ms, identity=identity, boot=self.boot_id, wall="2026-01-01T00:00:00Z", promise=self.kept
+        )
+        self.feed(started)
 
     def connect_fence(self) -> None:
         """The fence tells what it holds."""
@@ -390,6 +417,8 @@ class World:
                 return self._perform_server(effect)
             case do.SetSyncNames() | do.ReleaseSyncNames() | do.ReadSyncMark():
                 return self._perform_waiting(effect)
+            case do.KeepPromise() | do.ForgetPromise():
+                return self._perform_promise(effect)
             case do.Checkpoint() | do.PrepareCluster() | do.EndStaleSenders():
                 return ev.Done()
         raise AssertionError(f"the world does not know {effect}")
@@ -503,6 +532,14 @@ class World:
                 sent_at_ms=self.now_ms - 1, ttl_s=effect.ttl_s, accepted=tuple(sorted(self.confirming))
             )
         return ev.HistoryRead(leader=effect.upstream.name, history=self.history, wall="2026-01-01T00:00:00Z")
+
+    def _perform_promise(self, effect: do.KeepPromise | do.ForgetPromise) -> ev.AnyResult:
+        if isinstance(effect, do.ForgetPromise):
+            self.kept = None
+            return ev.Done()
+        leader, asked_at_ms, until_ms = effect.leader, effect.asked_at_ms, effect.until_ms
+        self.kept = KeptPromise(leader=leader, boot=self.boot_id, asked_at_ms=asked_at_ms, until_ms=until_ms)
+        return ev.PromiseKept(leader=leader, asked_at_ms=asked_at_ms, until_ms=until_ms)
 
     def _perform_directory(
         self, effect: do.ReadDataDirectory | do.InitDb | do.ClearDataDirectory | do.Clone | do.Rewind
