@@ -192,11 +192,13 @@ class ClusterKeys:
         return self._written(name, written, effect.text, effect.lease_id)
 
     async def publish_as_leader(self, effect: do.PublishAsLeader) -> AnyResult:
-        """A key of the leader's, as long as this member is it."""
+        """A key of the leader's, as long as this member is it, and the key the one that was seen, if that matters."""
+        key, seen = self._key(effect.key), effect.seen_revision
         written = await self._client.transact(
-            [value_is(self._key("leader"), self._name)],
-            [put(self._key(effect.key), effect.text)],
+            [value_is(self._key("leader"), self._name), *([] if seen is None else [self._is_as_seen(key, seen)])],
+            [put(key, effect.text)],
             timeout_ms=effect.timeout_ms,
+            else_read=None if seen is None else key,
         )
         return self._written(effect.key, written, effect.text, 0)
 

@@ -117,11 +117,15 @@ class PublishMember(Effect, frozen=True, kw_only=True):
 
 
 class PublishAsLeader(Effect, frozen=True, kw_only=True):
-    """Write a key that only the leader may write (`status`, `history`), guarded by the leader key being ours."""
+    """Write a key that only the leader may write (`status`, `history`), guarded by the leader key being ours.
+
+    `seen_revision`: only over the value that was written at that revision, 0: where there is none; None over any.
+    """
 
     resource: ClassVar[Resource] = "keys"
     key: str
     text: str
+    seen_revision: int | None = None
     valid_until_ms: int
 
 

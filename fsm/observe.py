@@ -10,6 +10,7 @@ from fsm.effects import (
     DeleteSync,
     Effect,
     Promote,
+    PublishAsLeader,
     ReleaseSyncNames,
     SetSyncNames,
     StartPrimary,
@@ -61,7 +62,7 @@ from fsm.handover import due_at_ms
 from fsm.loss import TOLD_BY, followed
 from fsm.losses import Promotion
 from fsm.promises import failsafe_asked, promise_forgotten, promise_kept, promise_unkept, restored
-from fsm.publish import failsafe_addresses, is_rebuilding
+from fsm.publish import failsafe_addresses, is_failsafe_possible, is_rebuilding
 from fsm.requests import (
     cancel_asked,
     config_asked,
@@ -489,6 +490,8 @@ def _key_written(view: View, event: Succeeded, result: KeyWritten) -> View:
         view = _with_failure(view, event.duty, "refused", "the condition of the transaction did not hold")
     elif event.duty == "write-sync" and "write-sync" not in view.underway:  # else a late answer to an earlier one
         view = replace(view, waiting=replace(view.waiting, is_key_certain=True))
+    elif event.duty == "publish-failsafe" and "publish-failsafe" not in view.underway:
+        view = replace(view, failsafe_in_doubt=())
     elif event.duty == "publish-member":
         view = replace(view, published_at_ms=event.at_ms)
     if event.duty == "request-failover":
@@ -536,7 +539,7 @@ def _peers_heard(view: View, event: Succeeded, result: PeersHeard) -> View:
 
 def _failsafe_heard(view: View, event: Succeeded, result: FailsafeHeard) -> View:
     """Everybody who could be elected confirmed: as if the lease had been renewed when the question was sent."""
-    if not set(failsafe_addresses(view)) <= set(result.accepted):
+    if not is_failsafe_possible(view) or not set(failsafe_addresses(view)) <= set(result.accepted):
         return view
     until_ms = writable_until_ms(result.sent_at_ms, result.ttl_s)
     return replace(view, failsafe_until_ms=max(view.failsafe_until_ms, until_ms))
@@ -593,6 +596,10 @@ _FOLDS: dict[type, Callable[[View, Any], View]] = {
 def with_issued(view: View, duty: str, underway: Underway, effect: Effect) -> View:
     """What this node knows once it has told an executor to do something."""
     view = replace(view, underway={**view.underway, duty: underway})
+    if isinstance(effect, PublishAsLeader) and effect.key == "failsafe":
+        listed = parse_failsafe(effect.text)
+        others = [former for former in view.failsafe_in_doubt if former != listed]
+        view = replace(view, failsafe_in_doubt=(*others, listed))
     if isinstance(effect, WriteSync | DeleteSync):
         view = replace(view, waiting=replace(view.waiting, is_key_certain=False))
     if isinstance(effect, SetSyncNames | StartPrimary) and effect.names is not None:

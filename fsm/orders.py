@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from msgspec.structs import replace
+
 from fsm import effects as do
 from fsm.asked import Asked
 from fsm.election import everybody_else, other_members, voters
@@ -70,6 +72,11 @@ def take_leader_key(view: View) -> do.TakeLeaderKey:
     )
 
 
+def _seen_revision(view: View, name: str) -> int:
+    seen = view.keys.get(name)
+    return seen.mod_revision if seen is not None and seen.value is not None else 0
+
+
 def release_leader_key(view: View) -> do.ReleaseLeaderKey:
     """Let the next leader take the key."""
     return do.ReleaseLeaderKey(timeout_ms=KEYS_TIMEOUT_MS)
@@ -115,8 +122,8 @@ def publish_history(view: View) -> do.PublishAsLeader:
 
 
 def publish_failsafe(view: View) -> do.PublishAsLeader:
-    """Whom a leader without etcd must ask."""
-    return _as_leader(view, "failsafe", failsafe_text(view))
+    """Whom a leader without etcd must ask; over the list that was seen, so that no earlier one comes after it."""
+    return replace(_as_leader(view, "failsafe", failsafe_text(view)), seen_revision=_seen_revision(view, "failsafe"))
 
 
 def write_sync(view: View) -> do.WriteSync:

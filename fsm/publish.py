@@ -218,16 +218,29 @@ def failsafe_members(view: View) -> dict[str, str]:
     return dict(sorted((own | {m.name: m.api_url for m in view.members.values()}).items()))
 
 
+def failsafe_list(view: View) -> dict[str, str]:
+    """Who should be listed in the `failsafe` key: nobody while the mode is off, so that everybody may stand."""
+    return failsafe_members(view) if view.dynamic.failsafe_mode else {}
+
+
 def failsafe_text(view: View) -> str:
     """The value of the `failsafe` key as it should be."""
-    return compact(failsafe_members(view))
+    return compact(failsafe_list(view))
 
 
 def is_failsafe_outdated(view: View) -> bool:
-    """True when the `failsafe` key does not list exactly the members there are."""
-    return view.dynamic.failsafe_mode and view.failsafe != failsafe_members(view)
+    """True when the `failsafe` key does not list exactly the members there are, or it is not certain what it lists."""
+    return view.failsafe != failsafe_list(view) or bool(view.failsafe_in_doubt)
+
+
+def is_failsafe_possible(view: View) -> bool:
+    """True when the mode is on and it is known who could be elected: while no list is in etcd that is everybody."""
+    return view.dynamic.failsafe_mode and bool(view.failsafe) and all(view.failsafe_in_doubt)
 
 
 def failsafe_addresses(view: View) -> dict[str, str]:
-    """Every other member that could be elected: those listed in etcd, and those that were to be listed next."""
-    return {name: url for name, url in (failsafe_members(view) | view.failsafe).items() if name != view.name}
+    """Every other member that could be elected: those listed in etcd, or possibly so by now, and those to be next."""
+    found = failsafe_members(view)
+    for listed in (*view.failsafe_in_doubt, view.failsafe):
+        found = found | listed
+    return {name: url for name, url in found.items() if name != view.name}

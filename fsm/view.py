@@ -189,6 +189,8 @@ class View(Fact, frozen=True, kw_only=True):
     waiting: Waiting = Waiting()
     failsafe: dict[str, str] = field(default_factory=dict)
     """The `failsafe` key: the members that a leader without etcd must ask, and the only ones that may be elected."""
+    failsafe_in_doubt: tuple[dict[str, str], ...] = ()
+    """Lists that this node ordered to be written there as leader, and that may yet come to be the key."""
     optime_lsn: int = 0
     last_timeline: int = 0
     reserved_timeline: int = 0

@@ -31,8 +31,11 @@ def is_synchronous_enough(view: View) -> bool:
 
 
 def is_listed_for_failsafe(view: View) -> bool:
-    """A leader that goes on without etcd would ask this node, or failsafe is off, or an operator named this node."""
-    if not view.dynamic.failsafe_mode or not view.failsafe or is_named_successor(view):
+    """A leader that goes on without etcd would ask this node, or asks nobody, or an operator named this node.
+
+    Also where failsafe is off by now: the leader may not have heard of it. It empties the list when it has.
+    """
+    if not view.failsafe or is_named_successor(view):
         return True
     return view.name in view.failsafe
 

@@ -1,5 +1,6 @@
 """Guards about etcd, the leader key and the lease."""
 
+from fsm.publish import is_failsafe_possible
 from fsm.timing import FAILSAFE_AFTER_MS, renew_every_ms
 from fsm.view import View
 
@@ -75,7 +76,7 @@ def has_promised_nothing(view: View) -> bool:
 def is_failsafe_wanted(view: View) -> bool:
     """The lease was not renewed when it should have been, and members may confirm in etcd's place."""
     lease = view.lease
-    if not view.dynamic.failsafe_mode or lease is None:
+    if lease is None or not is_failsafe_possible(view):
         return False
     confirmed_ms = max(lease.sent_at_ms, view.achieved.get("ask-failsafe", 0))
     return view.now_ms >= confirmed_ms + renew_every_ms(lease.ttl_s) + FAILSAFE_AFTER_MS and bool(

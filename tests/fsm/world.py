@@ -464,7 +464,8 @@ class World:
             case do.PublishMember():
                 return self._written(True, f"members/{self.name}", effect.text, effect.lease_id)
             case do.PublishAsLeader():
-                return self._written(held == self.name, effect.key, effect.text)
+                is_as_seen = effect.seen_revision in (None, self._revision_of(effect.key))
+                return self._written(held == self.name and is_as_seen, effect.key, effect.text)
             case _:
                 return self._perform_request(effect)
 
@@ -481,6 +482,10 @@ class World:
                 seen = self.keys.get("failover")
                 return self._written(seen is not None and seen.mod_revision == effect.mod_revision, "failover", "{}")
         raise AssertionError(f"the world does not know {effect}")
+
+    def _revision_of(self, key: str) -> int:
+        """When a key was last written; 0 where there is none."""
+        return self.keys[key].mod_revision if key in self.keys else 0
 
     def _is_seen(self, effect: do.WriteInitialize, found: KeyChange | None) -> bool:
         return effect.seen_revision == (found.mod_revision if found else 0)
