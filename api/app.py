@@ -29,7 +29,7 @@ from effects.config_desk import ConfigDesk
 from effects.log import TransitionLog
 
 HEALTH_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-DEEP_PATHS = frozenset({"/log/stream"})
+DEEP_PATHS = frozenset({"/log/stream", "/failsafe/check", "/failsafe/promise"})
 """Paths that mean something as a whole; of any other only the first segment counts. Source: Patroni's routing."""
 
 logger = logging.getLogger(__name__)

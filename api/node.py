@@ -29,6 +29,7 @@ from effects.config_desk import ConfigDesk
 from effects.errors import ConfigError, MatriarchError
 from effects.etcd import EtcdClient
 from effects.etcd_access import etcd_client
+from effects.failsafe_check import FailsafeCheck
 from effects.fence_link import FenceLink
 from effects.files import make_directory
 from effects.keys import ClusterKeys, prefix_of
@@ -243,6 +244,7 @@ async def _run_agent(
         *ClusterKeys(etcd, prefix, settings.name, first_config, configs).lanes(agent.report),
         *server.lanes(agent.report),
         *peers.lanes(agent.report),
+        *FailsafeCheck(peers).lanes(agent.report),
         *Promises(settings.state_dir, boot_id()).lanes(agent.report),
     ]
     async with anyio.create_task_group() as tasks:

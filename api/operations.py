@@ -20,6 +20,8 @@ from fsm.asking import Unreadable, check_schedule, read_restart
 from fsm.dynamic import TTL_MAX_S, as_bool
 from fsm.events import (
     FailsafeAsked,
+    FailsafeCheckAsked,
+    PromiseTryAsked,
     ReinitAsked,
     ReloadAsked,
     RestartAsked,
@@ -28,6 +30,7 @@ from fsm.events import (
     SwitchoverCancelAsked,
     VoteAsked,
 )
+from fsm.failsafe_check import judged, why_not_to_check
 from fsm.restart import restart_obstacle, restart_start_timeout_ms
 from fsm.status import AskedSwitchover
 from fsm.timing import REQUEST_TIMEOUT_MS, RESTART_STOP_MS, promise_answer_ms
@@ -69,6 +72,8 @@ class Operations:
             ("POST", "/reinitialize"): self.reinitialize,
             ("POST", "/failsafe"): self.confirm_failsafe,
             ("POST", "/vote"): self.vote,
+            ("GET", "/failsafe/promise"): self.would_confirm_failsafe,
+            ("GET", "/failsafe/check"): self.check_failsafe,
         }
         guarded = self._access.guarded
         return [
@@ -312,6 +317,40 @@ class Operations:
 
         reason = await self._desk.found(look, wait_ms / 1000)
         return f"it is not on disk within {wait_ms} ms" if reason is None else reason
+
+    async def would_confirm_failsafe(self, request: Request) -> Response:
+        """Whether a leader without etcd would be promised to go on, by the access that POST /failsafe needs.
+
+        Binds nobody; that the disk would take a promise is tried out.
+        """
+        leader = request.query_params.get("leader")
+        if not leader:
+            raise Rejected(400, '"leader" is missing: who would ask')
+        reason = status.failsafe_obstacle(self._desk.view, leader) or await self._obstacle_of_the_disk()
+        return json_answer({"name": self._desk.view.name, "would_promise": not reason, "reason": reason})
+
+    async def _obstacle_of_the_disk(self) -> str:
+        """What is in the way of a promise on disk; a rehearsal that is under way tells as well as another one."""
+        asked = self._desk.view.asked.get("try-promise")
+        request_id = asked.request_id if asked else self._desk.new_request_id()
+        if asked is None:
+            self._desk.submit(PromiseTryAsked(at_ms=self._desk.now_ms(), request_id=request_id))
+        answer = await self._desk.answer(request_id, WAIT_S)
+        return "" if answer.ending == "done" else f"the promise would not reach the disk: {answer.detail}"
+
+    async def check_failsafe(self, request: Request) -> Response:
+        """Whether the members would let this leader go on if etcd went away now, and if not because of whom."""
+        obstacle = why_not_to_check(self._desk.view)
+        if obstacle is not None:
+            raise Rejected(503, obstacle)
+        request_id = self._desk.new_request_id()
+        asked = FailsafeCheckAsked(at_ms=self._desk.now_ms(), request_id=request_id, by=self._access.who(request))
+        self._desk.submit(asked)
+        answer = await self._desk.answer(request_id, WAIT_S)
+        if answer.ending != "done":
+            raise Rejected(503, f"the members were not asked: {answer.detail}")
+        view = self._desk.view
+        return json_answer(judged(view, view.failsafe_answers))
 
     def _check_failsafe(self, leader: str) -> None:
         view = self._desk.view

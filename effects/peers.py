@@ -26,16 +26,16 @@ class Peers:
         """`certificate`: what shows this node's certificate to members that ask for one; None shows none."""
         self._name = name
         # Patroni's agents do not verify each other's server certificates either; see its REST API documentation.
-        self._client = httpx.AsyncClient(verify=certificate or False, trust_env=False)
+        self.client = httpx.AsyncClient(verify=certificate or False, trust_env=False)
         self.take_credentials(credentials)
 
     def take_credentials(self, credentials: tuple[str, str] | None) -> None:
         """Bring these from now on."""
-        self._client.auth = httpx.BasicAuth(*credentials) if credentials else httpx.Auth()
+        self.client.auth = httpx.BasicAuth(*credentials) if credentials else httpx.Auth()
 
     async def aclose(self) -> None:
         """Close all connections."""
-        await self._client.aclose()
+        await self.client.aclose()
 
     def lanes(self, report: Report) -> list[Lane]:
         """One lane; the questions of one effect go out all at once."""
@@ -62,7 +62,7 @@ class Peers:
 
         async def one(name: str, url: str) -> None:
             try:
-                answer = await self._client.post(url.rsplit("/", 1)[0] + "/failsafe", json=body)
+                answer = await self.client.post(url.rsplit("/", 1)[0] + "/failsafe", json=body)
             except httpx.HTTPError:
                 return
             if answer.status_code == 200 and answer.text == "Accepted":
@@ -82,7 +82,7 @@ class Peers:
         """As `_get`, of a member that votes; None from one that knows no votes (Patroni answers 501)."""
         body = {"candidate": self._name, "sync_revision": sync_revision}
         try:
-            answer = await self._client.post(url.rsplit("/", 1)[0] + "/vote", json=body)
+            answer = await self.client.post(url.rsplit("/", 1)[0] + "/vote", json=body)
             found = answer.json() if answer.status_code == 200 else None
         except (httpx.HTTPError, ValueError):
             return None
@@ -90,7 +90,7 @@ class Peers:
 
     async def _get(self, url: str) -> dict[str, Any] | None:
         try:
-            answer = await self._client.get(url)
+            answer = await self.client.get(url)
             found = answer.json()
         except (httpx.HTTPError, ValueError):
             return None

@@ -15,12 +15,13 @@ import msgspec
 
 from effects.errors import ConfigError, PromiseUnkept
 from effects.files import remove_durably, write_atomically
-from effects.lanes import Lane, Report
+from effects.lanes import Lane, Perform, Report
 from fsm import effects as do
 from fsm.events import AnyResult, Done, PromiseKept
 from fsm.facts import KeptPromise
 
 FILE_NAME = "promise.json"
+REHEARSAL_NAME, REHEARSAL_BYTES = "promise.try", 200
 UNREADABLE_HOLDS_MS = 60_000
 """How long a node holds back whose promise cannot be read: twice the usual ttl."""
 THREADS_MAX = 2
@@ -39,7 +40,12 @@ class Promises:
 
     def lanes(self, report: Report) -> list[Lane]:
         """One lane of its own: nothing stands before a promise, and a disk that hangs stands before nothing else."""
-        return [Lane("promises", {do.KeepPromise: self.keep, do.ForgetPromise: self.forget}, report)]
+        performers: dict[type[do.Effect], Perform] = {
+            do.KeepPromise: self.keep,
+            do.ForgetPromise: self.forget,
+            do.TryPromise: self.rehearse,
+        }
+        return [Lane("promises", performers, report)]
 
     async def keep(self, effect: do.KeepPromise) -> AnyResult:
         """The promise on disk. Raises: PromiseUnkept."""
@@ -54,6 +60,16 @@ class Promises:
         """No promise on disk. Raises: PromiseUnkept."""
         await self._in_thread(lambda: remove_durably(self._path))
         return Done()
+
+    async def rehearse(self, effect: do.TryPromise) -> AnyResult:
+        """A file of the same size written and removed. Raises: PromiseUnkept."""
+        await self._in_thread(self._write_and_remove)
+        return Done()
+
+    def _write_and_remove(self) -> None:
+        path = self._path.with_name(REHEARSAL_NAME)
+        write_atomically(path, " " * REHEARSAL_BYTES)
+        remove_durably(path)
 
     async def _in_thread(self, work: Callable[[], object]) -> None:
         def alone() -> None:

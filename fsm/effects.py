@@ -11,7 +11,9 @@ from fsm.facts import Upstream
 from fsm.losses import LossEstimate
 from fsm.syncnames import SyncNames
 
-Resource = Literal["lease", "leader", "sync", "keys", "fence", "server", "names", "sql", "peers", "promises", "agent"]
+Resource = Literal[
+    "lease", "leader", "sync", "keys", "fence", "server", "names", "sql", "peers", "promises", "checks", "agent"
+]
 
 
 class Effect(
@@ -415,6 +417,20 @@ class ForgetPromise(Effect, frozen=True, kw_only=True):
     resource: ClassVar[Resource] = "promises"
 
 
+class TryPromise(Effect, frozen=True, kw_only=True):
+    """Find out whether a promise would reach the disk now, without making one."""
+
+    resource: ClassVar[Resource] = "promises"
+
+
+class CheckFailsafe(Effect, frozen=True, kw_only=True):
+    """Ask members whether they would confirm this leader, in a way that binds nobody."""
+
+    resource: ClassVar[Resource] = "checks"
+    api_urls: dict[str, str]
+    leader: str
+
+
 class Exit(Effect, frozen=True, kw_only=True):
     """End the agent process with a status and one line of reason; the server, if one runs, is left to its fence."""
 
@@ -468,5 +484,7 @@ AnyEffect = (
     | AskFailsafe
     | KeepPromise
     | ForgetPromise
+    | TryPromise
+    | CheckFailsafe
     | Exit
 )

@@ -5,7 +5,7 @@ from typing import Literal
 from msgspec import Struct, field
 
 from fsm.asked import ConfigChange, RestartWish
-from fsm.facts import DataDirectory, Fact, KeptPromise, KeyChange, PeerReport, Probe, TimelineHistory
+from fsm.facts import DataDirectory, Fact, FailsafeAnswer, KeptPromise, KeyChange, PeerReport, Probe, TimelineHistory
 
 
 class Event(
@@ -225,6 +225,19 @@ class VoteAsked(Event, frozen=True, kw_only=True):
     """The revision of the `sync` key by which the candidate stands."""
 
 
+class FailsafeCheckAsked(Event, frozen=True, kw_only=True):
+    """An operator asked this node whether its members would let it go on if etcd went away now."""
+
+    request_id: str
+    by: str = ""
+
+
+class PromiseTryAsked(Event, frozen=True, kw_only=True):
+    """A leader asked whether this node would confirm it; whether its disk would take the promise is to be found out."""
+
+    request_id: str
+
+
 # ---- outcomes of effects --------------------------------------------------------------------------------------------
 
 
@@ -327,6 +340,12 @@ class PromiseKept(Result, frozen=True, kw_only=True):
     until_ms: int
 
 
+class FailsafeChecked(Result, frozen=True, kw_only=True):
+    """What the members said to a question that binds nobody."""
+
+    answers: tuple[FailsafeAnswer, ...]
+
+
 AnyResult = (
     Done
     | LeaseHeld
@@ -341,6 +360,7 @@ AnyResult = (
     | PeersHeard
     | FailsafeHeard
     | PromiseKept
+    | FailsafeChecked
 )
 
 FailureKind = Literal["unavailable", "refused", "lease_gone", "expired", "program", "sql", "cancelled", "fence", "bug"]
@@ -393,6 +413,8 @@ AnyEvent = (
     | ReinitAsked
     | FailsafeAsked
     | VoteAsked
+    | FailsafeCheckAsked
+    | PromiseTryAsked
     | Succeeded
     | Failed
     | Unknown

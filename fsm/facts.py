@@ -155,6 +155,22 @@ class PeerReport(Fact, frozen=True, kw_only=True):
     """How old the peer's own look at its server was; 0 where it looked for this answer (Patroni does)."""
 
 
+class FailsafeAnswer(Fact, frozen=True, kw_only=True):
+    """What a member said when it was asked whether it would confirm, in a way that binds nobody.
+
+    `kind`: "promise" it said so itself (`is_willing`), "list" it only told its list (another version, see `role` and
+    `version`), "status" it knows no failsafe, "refused" it said no to the question, "none" it said nothing.
+    """
+
+    name: str
+    kind: Literal["promise", "list", "status", "refused", "none"]
+    is_willing: bool = False
+    detail: str = ""
+    role: str = ""
+    version: str = ""
+    took_ms: int = 0
+
+
 class KeptPromise(Fact, frozen=True, kw_only=True):
     """A promise to a leader without etcd as it lies on disk. Its instants are those of one boot of the machine."""
 

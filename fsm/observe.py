@@ -27,6 +27,8 @@ from fsm.events import (
     EtcdLost,
     Failed,
     FailsafeAsked,
+    FailsafeCheckAsked,
+    FailsafeChecked,
     FailsafeHeard,
     FenceArmed,
     FenceConnected,
@@ -38,6 +40,7 @@ from fsm.events import (
     ParametersApplied,
     PeersHeard,
     PromiseKept,
+    PromiseTryAsked,
     ReinitAsked,
     ReloadAsked,
     ReplayNeedsRead,
@@ -66,7 +69,9 @@ from fsm.publish import failsafe_addresses, is_failsafe_possible, is_rebuilding
 from fsm.requests import (
     cancel_asked,
     config_asked,
+    failsafe_check_asked,
     is_outcome_of_request,
+    promise_try_asked,
     reload_asked,
     restart_asked,
     restart_cancel_asked,
@@ -549,6 +554,10 @@ def _promise_kept(view: View, event: Succeeded, result: PromiseKept) -> View:
     return promise_kept(view, result)
 
 
+def _failsafe_checked(view: View, event: Succeeded, result: FailsafeChecked) -> View:
+    return replace(view, failsafe_answers=result.answers)
+
+
 _RESULTS: dict[type, Callable[[View, Succeeded, Any], View]] = {
     Done: _done,
     LeaseHeld: _lease_held,
@@ -563,6 +572,7 @@ _RESULTS: dict[type, Callable[[View, Succeeded, Any], View]] = {
     PeersHeard: _peers_heard,
     FailsafeHeard: _failsafe_heard,
     PromiseKept: _promise_kept,
+    FailsafeChecked: _failsafe_checked,
 }
 
 _FOLDS: dict[type, Callable[[View, Any], View]] = {
@@ -587,6 +597,8 @@ _FOLDS: dict[type, Callable[[View, Any], View]] = {
     ReinitAsked: _reinit_asked,
     FailsafeAsked: failsafe_asked,
     VoteAsked: _vote_asked,
+    FailsafeCheckAsked: failsafe_check_asked,
+    PromiseTryAsked: promise_try_asked,
     Succeeded: _succeeded,
     Failed: _failed,
     Unknown: _unknown,

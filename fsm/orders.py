@@ -24,6 +24,7 @@ from fsm.sync import first_names, names_to_order, next_key
 from fsm.syncnames import NOBODY
 from fsm.timelines import known_history, timeline_to_reserve
 from fsm.timing import (
+    FAILSAFE_CHECK_MS,
     NAMESAKE_TIMEOUT_MS,
     PEER_ANSWER_TIMEOUT_MS,
     failsafe_timeout_ms,
@@ -417,6 +418,19 @@ def keep_promise(view: View) -> do.KeepPromise:
 def forget_promise(view: View) -> do.ForgetPromise:
     """No promise on disk."""
     return do.ForgetPromise(timeout_ms=SERVER_TIMEOUT_MS)
+
+
+def try_promise(view: View) -> do.TryPromise:
+    """A rehearsal, with as much time as the real one has."""
+    return do.TryPromise(timeout_ms=promise_timeout_ms(view.dynamic.failsafe_timeout_ms, view.dynamic.ttl_s))
+
+
+def check_failsafe(view: View) -> do.CheckFailsafe:
+    """Everybody who would be asked; slow ones are given time to show how slow."""
+    timeout_ms = failsafe_timeout_ms(view.dynamic.failsafe_timeout_ms, view.dynamic.ttl_s)
+    return do.CheckFailsafe(
+        timeout_ms=max(FAILSAFE_CHECK_MS, 2 * timeout_ms), api_urls=failsafe_addresses(view), leader=view.name
+    )
 
 
 def exit_quietly(view: View) -> do.Exit:

@@ -6,7 +6,9 @@ from fsm.asked import ANSWERS_KEPT, Answer, Asked, Ending, Restart, RestartWish,
 from fsm.events import (
     ConfigAsked,
     Failed,
+    FailsafeCheckAsked,
     KeyWritten,
+    PromiseTryAsked,
     ReloadAsked,
     RestartAsked,
     RestartCancelAsked,
@@ -44,6 +46,16 @@ def _with_asked(view: View, duty: str, request_id: str, revision: int = 0) -> Vi
 def config_asked(view: View, event: ConfigAsked) -> View:
     """A change of the dynamic configuration is to be written."""
     return _with_asked(view, "change-config", event.request_id, event.revision)
+
+
+def failsafe_check_asked(view: View, event: FailsafeCheckAsked) -> View:
+    """The members are to be asked whether they would let this leader go on."""
+    return _with_asked(view, "check-failsafe", event.request_id)
+
+
+def promise_try_asked(view: View, event: PromiseTryAsked) -> View:
+    """It is to be found out whether the disk would take a promise."""
+    return _with_asked(view, "try-promise", event.request_id)
 
 
 def cancel_asked(view: View, event: SwitchoverCancelAsked) -> View:

@@ -16,7 +16,7 @@ from fsm.events import FailsafeAsked
 from fsm.facts import Probe
 from fsm.guards import handover_targets, is_leader_key_named_for_us, is_primary_running
 from fsm.loss import promotion_fields
-from fsm.promises import asked_until_ms
+from fsm.promises import asked_until_ms, why_not_to_promise
 from fsm.publish import (
     is_rebuilding,
     pending_restart_reason,
@@ -528,6 +528,11 @@ def has_promised(view: View, asked: FailsafeAsked) -> bool:
     """
     promise = view.promise
     return promise is not None and promise.leader == asked.leader and promise.until_ms >= asked_until_ms(view, asked)
+
+
+def failsafe_obstacle(view: View, leader: str) -> str:
+    """Why this node would not confirm a leader now, as far as that does not depend on its disk; empty if it would."""
+    return why_not_to_promise(view, leader) or ""
 
 
 def failsafe_refusal(view: View, asked: FailsafeAsked) -> str | None:

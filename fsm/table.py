@@ -381,6 +381,12 @@ DUTIES: tuple[Duty, ...] = (
     Duty("change-config", EVERY_STATE, orders.change_config,
          (g.is_etcd_watched, g.is_config_change_asked),
          "an operator changed the cluster's settings", first_ms=50, most_ms=50),
+    Duty("check-failsafe", EVERY_STATE, orders.check_failsafe,
+         (g.is_failsafe_check_asked,),
+         "an operator asked whether the leader could go on without etcd", first_ms=50, most_ms=50),
+    Duty("try-promise", EVERY_STATE, orders.try_promise,
+         (g.is_promise_try_asked,),
+         "whether a leader would be confirmed depends on this node's disk too", first_ms=50, most_ms=50),
     # ---- the way out ----------------------------------------------------------------------------------------------
     Duty("revoke-lease", (*NOT_LEADING, BOOTSTRAPPING), orders.revoke_lease,
          (g.is_stopping, g.is_server_absent, g.has_lease, g.is_leader_key_not_ours),

@@ -13,6 +13,9 @@ FAILSAFE_TIMEOUT_MAX_MS = 10_000
 """How long a leader without etcd waits for its members' answers: by default, and what may be set. An answer takes a few
 milliseconds and an fsync; waiting longer than the ttl has room for is cut, see `failsafe_timeout_most_ms`."""
 
+FAILSAFE_CHECK_MS = 2_500
+"""How long the pre-flight waits for a member: one that answers too late is told from one that does not answer."""
+
 FAILSAFE_AFTER_MS = 200
 """How long after a renewal fell due the members are asked in etcd's place: one slow answer is no loss of etcd."""
 

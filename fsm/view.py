@@ -7,7 +7,7 @@ from msgspec import field
 from fsm.asked import Answer, Asked, Restart, ScheduledRestart
 from fsm.dynamic import Dynamic
 from fsm.events import Identity
-from fsm.facts import DataDirectory, Fact, Key, PeerReport, Probe, TimelineHistory
+from fsm.facts import DataDirectory, Fact, FailsafeAnswer, Key, PeerReport, Probe, TimelineHistory
 from fsm.losses import FormerLeader, LossEstimate, Promotion
 from fsm.states import State
 from fsm.syncnames import SyncNames
@@ -211,6 +211,8 @@ class View(Fact, frozen=True, kw_only=True):
     promising: Promise | None = None
     """The promise that is being written to disk: it binds already, and is confirmed to nobody yet."""
     refusal: Refusal | None = None
+    failsafe_answers: tuple[FailsafeAnswer, ...] = ()
+    """What the members said when they were last asked in a way that binds nobody."""
     vote: Vote | None = None
     fence: Fence = Fence()
     server: Server = Server()

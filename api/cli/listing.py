@@ -20,7 +20,7 @@ COLUMNS = (
 )  # fmt: skip
 MORE_COLUMNS = ("Pending restart", "Pending restart reason", "Scheduled restart", "Tags")
 """Shown where a member has something in them, or when they are asked for."""
-ALIGNED_RIGHT = frozenset({"TL", "Receive LSN", "Replay LSN", "Lag"})
+ALIGNED_RIGHT = frozenset({"TL", "Receive LSN", "Replay LSN", "Lag", "ms"})
 POSTGRES_PORT = 5432
 REASON_CHARACTERS_MAX = 50
 MIB = 1 << 20
@@ -47,6 +47,11 @@ def listing_text(view: View, scope: str, shape: str, *, is_extended: bool = Fals
     """
     found = listing(view, scope, shape, is_extended=is_extended)
     return _WRITERS.get(shape, _pretty)(found)
+
+
+def table_text(found: Listing) -> str:
+    """A table with a title in its first line, less its first column; less the newline at its end."""
+    return _pretty(found)
 
 
 def listing(view: View, scope: str, shape: str, *, is_extended: bool = False) -> Listing:

@@ -19,6 +19,7 @@ COMMANDS = {
     "list": ("api.cli.members", "Show the cluster's members."),
     "topology": ("api.cli.members", "Show the members as a tree."),
     "reinit": ("api.cli.reinit", "Replace the data of nodes by a new base backup, and watch it."),
+    "failsafe": ("api.cli.failsafe", "Check whether the primary would go on if etcd went away now."),
     "show-config": ("api.cli.configuration", "Show the cluster's configuration, or every setting in force."),
     "explain": ("api.cli.explain", "Say why a node moves or stays, or who would win a failover now."),
     "log": ("api.cli.logs", "Show the transition log, one line an entry."),

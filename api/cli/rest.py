@@ -62,14 +62,29 @@ class RestClient:
                 f"{member.name} explains itself in the words of another program or version: {error}"
             ) from None
 
+    def get(self, member: Member, path: str) -> tuple[int, Any]:
+        """Status and what the answer holds: JSON, else its text. Raises: MatriarchError when there is none."""
+        try:
+            answer = self._client.get(f"{base_url(member)}{path}")
+        except httpx.HTTPError as error:
+            raise _silent(member, error) from None
+        try:
+            return answer.status_code, answer.json()
+        except ValueError:
+            return answer.status_code, " ".join(answer.text.split())
+
     def post(self, member: Member, path: str, body: dict[str, Any]) -> tuple[int, str]:
         """Status and text of the answer to a request. Raises: MatriarchError when there is none."""
         try:
             answer = self._client.post(f"{base_url(member)}{path}", json=body)
         except httpx.HTTPError as error:
-            reason = str(error) or type(error).__name__
-            raise MatriarchError(f"{member.name} does not answer at {base_url(member)}: {reason}") from None
+            raise _silent(member, error) from None
         return answer.status_code, " ".join(answer.text.split())
+
+
+def _silent(member: Member, error: httpx.HTTPError) -> MatriarchError:
+    reason = str(error) or type(error).__name__
+    return MatriarchError(f"{member.name} does not answer at {base_url(member)}: {reason}")
 
 
 def base_url(member: Member) -> str:

@@ -8,6 +8,16 @@ def _is_asked(view: View, duty: str) -> bool:
     return asked is not None and view.now_ms < asked.until_ms
 
 
+def is_failsafe_check_asked(view: View) -> bool:
+    """An operator asked whether the members would let this leader go on without etcd."""
+    return _is_asked(view, "check-failsafe")
+
+
+def is_promise_try_asked(view: View) -> bool:
+    """A leader asked whether this node would confirm it."""
+    return _is_asked(view, "try-promise")
+
+
 def is_config_change_asked(view: View) -> bool:
     """A change of the dynamic configuration was asked for a moment ago."""
     return _is_asked(view, "change-config")

@@ -16,15 +16,18 @@ from fsm import effects as do
 from fsm.dynamic import Dynamic
 from fsm.events import (
     AnyEvent,
+    AnyResult,
+    Done,
     Failed,
     FailsafeAsked,
+    FailsafeChecked,
     PromiseKept,
     ReinitAsked,
     Succeeded,
     SwitchoverAsked,
     VoteAsked,
 )
-from fsm.facts import Key
+from fsm.facts import FailsafeAnswer, Key
 from fsm.machine import Issued, step
 from fsm.view import Etcd, View
 from fsm.wire import FailoverRequest
@@ -380,3 +383,81 @@ async def test_failsafe_is_not_confirmed_when_no_durable_promise_was_made(
     answer = await ask_json(around.app(), "/failsafe", FAILSAFE)
     assert (answer.status, len(around.submitted)) == (503, 1)
     assert reason in answer.text
+
+
+# ---- failsafe, rehearsed --------------------------------------------------------------------------------------------
+
+
+def rehearsing(around: Surroundings, outcome: AnyResult | None) -> None:
+    """Lets every event go through `step`, and answers the rehearsal's effect so; None: it failed."""
+
+    def take(event: AnyEvent) -> None:
+        decision = step(around.board.current.view, event)
+        around.show(decision.view)
+        for issued in decision.effects:
+            if isinstance(issued.effect, do.TryPromise | do.CheckFailsafe):
+                take(ended(issued, outcome))
+
+    around.react = take
+
+
+def ended(issued: Issued, outcome: AnyResult | None) -> AnyEvent:
+    """How an effect ended."""
+    number, duty = issued.effect_id, issued.duty
+    if outcome is None:
+        return Failed(at_ms=NOW_MS, effect_id=number, duty=duty, kind="refused", detail="No space left on device")
+    return Succeeded(at_ms=NOW_MS, effect_id=number, duty=duty, result=outcome)
+
+
+@pytest.mark.parametrize(
+    ("view", "outcome", "reason"),
+    [
+        (standby_view(), Done(), ""),
+        (standby_view(), None, "the promise would not reach the disk: No space left on device"),
+        (leader_view(), Done(), "is this node itself"),
+        (with_key(standby_view(), "leader", Key(value="n3", mod_revision=30)), Done(), 'etcd names "n3"'),
+    ],
+    ids=["it would", "disk full", "itself", "another leads"],
+)
+async def test_member_tells_whether_it_would_promise_when_asked_in_a_way_that_binds_nobody(
+    around: Surroundings, view: View, outcome: AnyResult | None, reason: str
+) -> None:
+    """A yes or a no with its reason; no promise is made."""
+    around.show(view)
+    rehearsing(around, outcome)
+    answer = await ask(around.app(), "/failsafe/promise?leader=n1")
+    assert answer.status == 200
+    assert (answer.json["would_promise"], reason in answer.json["reason"]) == (not reason, True)
+    assert not any(isinstance(event, FailsafeAsked) for event in around.submitted)
+    assert around.board.current.view.promise is None
+
+
+@pytest.mark.parametrize("path", ["/failsafe/promise?leader=n1", "/failsafe/check"])
+async def test_rehearsal_needs_credentials_when_the_real_question_does(around: Surroundings, path: str) -> None:
+    """Else it would say yes where a leader without etcd would be sent away."""
+    assert (await ask(around.app(("u", "p")), path)).status == 401
+
+
+async def test_rehearsal_names_what_is_missing_when_no_leader_is_named(around: Surroundings) -> None:
+    """One line."""
+    answer = await ask(around.app(), "/failsafe/promise")
+    assert (answer.status, '"leader" is missing' in answer.text) == (400, True)
+
+
+async def test_check_tells_the_verdict_when_the_leader_is_asked(around: Surroundings) -> None:
+    """The members' answers, judged."""
+    listed = {"n1": "http://n1.test:8008/patroni", "n2": "http://n2.test:8008/patroni"}
+    around.show(leader_view(failsafe=listed))
+    said = FailsafeAnswer(name="n2", kind="promise", is_willing=True, took_ms=3)
+    rehearsing(around, FailsafeChecked(answers=(said,)))
+    answer = await ask(around.app(), "/failsafe/check")
+    assert answer.status == 200
+    assert (answer.json["holds"], answer.json["leader"]) == (True, "n1")
+    assert [(member["name"], member["verdict"]) for member in answer.json["members"]] == [("n2", "confirms")]
+
+
+async def test_check_is_refused_when_the_node_does_not_lead(around: Surroundings) -> None:
+    """And says who does."""
+    around.show(standby_view())
+    answer = await ask(around.app(), "/failsafe/check")
+    assert (answer.status, '"n1" leads' in answer.text, around.submitted) == (503, True, [])

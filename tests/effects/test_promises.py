@@ -67,6 +67,14 @@ async def test_promise_is_gone_when_it_was_forgotten(tmp_path: Path) -> None:
     assert await promises.forget(FORGET) == Done()
 
 
+async def test_rehearsal_leaves_nothing_when_it_went_well(tmp_path: Path) -> None:
+    """And an earlier promise stays as it was."""
+    promises = Promises(tmp_path, "boot-a")
+    await promises.keep(KEEP)
+    assert await promises.rehearse(do.TryPromise(timeout_ms=1_000)) == Done()
+    assert os.listdir(tmp_path) == [FILE_NAME]
+
+
 @pytest.mark.parametrize("text", ["", "{", '{"leader":"n1"}', '{"leader":1,"boot":"b","asked_at_ms":1,"until_ms":2}'])
 async def test_node_holds_back_when_the_promise_on_disk_is_damaged(tmp_path: Path, text: str) -> None:
     """What it said cannot be known, so it counts as one that was just given, to nobody."""
@@ -113,6 +121,8 @@ async def test_promise_is_unkept_and_the_earlier_one_stays_when_the_disk_is_full
     with pytest.raises(PromiseUnkept, match=f"{FILE_NAME}: No space left on device"):
         await promises.keep(KEEP)
     assert read_promise(full_disk) is None
+    with pytest.raises(PromiseUnkept, match="No space left on device"):
+        await promises.rehearse(do.TryPromise(timeout_ms=1_000))
     (full_disk / "filling").unlink()
     await promises.keep(KEEP)
     _fill(full_disk / "filling")
@@ -128,7 +138,7 @@ async def test_lane_answers_in_time_when_the_disk_hangs(tmp_path: Path, held_dis
     """The first promise is given up at its deadline, later ones fail at once, and all is well when the disk is back."""
     answers: list[AnyEvent] = []
     promises = Promises(tmp_path, "boot-a")
-    lanes = Lanes(promises.lanes(answers.append), frozenset({do.KeepPromise, do.ForgetPromise}))
+    lanes = Lanes(promises.lanes(answers.append), frozenset({do.KeepPromise, do.ForgetPromise, do.TryPromise}))
 
     async def answer_to(number: int, timeout_ms: int) -> AnyEvent:
         effect = do.KeepPromise(timeout_ms=timeout_ms, leader="n1", asked_at_ms=number, until_ms=31_000 + number)

@@ -14,6 +14,7 @@ from fsm import effects as do
 from fsm import events as ev
 from fsm.facts import (
     DataDirectory,
+    FailsafeAnswer,
     KeptPromise,
     KeyChange,
     PeerReport,
@@ -145,6 +146,8 @@ class World:
     """Called right after a key was written, before anybody hears of it."""
     probed_at_ms: int = 0
     """When the server was last looked at."""
+    failsafe_answers: tuple[FailsafeAnswer, ...] = ()
+    """What the members say to a question that binds nobody."""
     kept: KeptPromise | None = None
     """The promise on the node's disk."""
     boot_id: str = "boot-1"
@@ -419,7 +422,9 @@ class World:
                 return self._perform_waiting(effect)
             case do.KeepPromise() | do.ForgetPromise():
                 return self._perform_promise(effect)
-            case do.Checkpoint() | do.PrepareCluster() | do.EndStaleSenders():
+            case do.CheckFailsafe():
+                return ev.FailsafeChecked(answers=self.failsafe_answers)
+            case do.Checkpoint() | do.PrepareCluster() | do.EndStaleSenders() | do.TryPromise():
                 return ev.Done()
         raise AssertionError(f"the world does not know {effect}")
 
