@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from effects.agent import Agent
@@ -72,7 +73,8 @@ async def test_rehearsal_leaves_nothing_when_it_went_well(tmp_path: Path) -> Non
     promises = Promises(tmp_path, "boot-a")
     await promises.keep(KEEP)
     assert await promises.rehearse(do.TryPromise(timeout_ms=1_000)) == Done()
-    assert os.listdir(tmp_path) == [FILE_NAME]
+    left = await anyio.to_thread.run_sync(lambda: [path.name for path in tmp_path.iterdir()])
+    assert left == [FILE_NAME]
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"leader":"n1"}', '{"leader":1,"boot":"b","asked_at_ms":1,"until_ms":2}'])
