@@ -1,5 +1,6 @@
 """The failsafe on real nodes: checked beforehand, and promised by members whose agents are killed right after."""
 
+import contextlib
 import json
 import os
 import signal
@@ -13,10 +14,13 @@ import pytest
 
 from api.cli.demo import processes
 from api.cli.demo.cluster import AGENT_COMMAND, DemoNode
+from effects.errors import EtcdOutcomeUnknown, EtcdUnavailable
+from effects.etcd import EtcdClient
+from effects.etcd_types import delete
 from effects.promises import read_promise
 from fsm.effects import Promote
 from tests.cluster.faults import freeze_node, thaw_node
-from tests.cluster.harness import RealCluster, running_cluster
+from tests.cluster.harness import PREFIX, RealCluster, running_cluster
 from tests.cluster.witnesses import PATIENCE_S, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.servers]
@@ -56,6 +60,16 @@ def promised_until_ms(node: DemoNode) -> int:
     return kept.until_ms if kept is not None else 0
 
 
+async def free_the_leader_key(real: RealCluster) -> None:
+    """Deletes the leader key: an etcd that stood still gives every lease its whole life again."""
+    async with EtcdClient(list(real.cluster.etcd_cluster.endpoints)) as client:
+        with anyio.fail_after(PATIENCE_S):
+            while True:
+                with contextlib.suppress(EtcdUnavailable, EtcdOutcomeUnknown):
+                    await client.transact([], [delete(f"{PREFIX}leader")], timeout_ms=2_000)
+                    return
+
+
 async def kill_agent(node: DemoNode) -> None:
     """Kills the agent alone; the server and its fence go on. Another one is started."""
     pid = node.agent_pid
@@ -92,6 +106,7 @@ async def test_failsafe_is_checked_and_promises_outlive_the_agents_that_gave_the
         leader.crash()
         ends_ms = {node.name: promised_until_ms(node) for node in replicas}
         etcd.thaw()
+        await free_the_leader_key(real)
         await until(lambda: bool(real.orders(Promote, *ends_ms)))
         for name, end_ms in ends_ms.items():
             promotions = [
