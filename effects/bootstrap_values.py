@@ -7,6 +7,7 @@ from typing import Any
 
 from effects.redaction import HIDDEN, is_secret_name
 from effects.settings_unbuilt import unbuilt_in
+from fsm.config_change import bent_values
 from fsm.wire import json_object
 
 LENGTH_MAX = 60
@@ -19,13 +20,14 @@ class IgnoredValues:
 
     def __init__(self, first: Mapping[str, Any]) -> None:
         self._first = dict(first)
-        self._told = self._told_unbuilt = ""
+        self._told = self._told_unbuilt = self._told_bent = ""
 
     def tell(self, config: str | None) -> None:
         """Logs one line when there is something to tell that was not told before. config: the text in etcd."""
         if config is None:
             return
         self._tell_unbuilt(config)
+        self._tell_bent(config)
         line = "; ".join(differences(self._first, json_object(config)))
         if line != self._told and line:
             logger.info(
@@ -40,6 +42,12 @@ class IgnoredValues:
         if line != self._told_unbuilt and line:
             logger.warning("settings in etcd that have no effect here yet: %s", line)
         self._told_unbuilt = line
+
+    def _tell_bent(self, config: str) -> None:
+        line = "; ".join(bent_values(json_object(config)))
+        if line != self._told_bent and line:
+            logger.warning("settings in etcd that count as something else than they say: %s", line)
+        self._told_bent = line
 
 
 def differences(first: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

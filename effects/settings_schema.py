@@ -41,7 +41,7 @@ from effects.settings_values import (
     url,
     whole,
 )
-from fsm.dynamic import TTL_MIN_S
+from fsm.dynamic import TTL_MIN_REASON, TTL_MIN_S
 from fsm.timing import FAILSAFE_TIMEOUT_MAX_MS, FAILSAFE_TIMEOUT_MIN_MS
 
 
@@ -86,7 +86,7 @@ USERS = ("superuser", "replication", "rewind")
 
 # What the dynamic configuration knows, and its type. Its meaning and its limits are decided elsewhere.
 _DYNAMIC: dict[str, Reader] = {
-    "ttl": duration_s(TTL_MIN_S),
+    "ttl": duration_s(TTL_MIN_S, TTL_MIN_REASON),
     "loop_wait": duration_s(1),
     "retry_timeout": duration_s(1),
     "maximum_lag_on_failover": size_bytes(),

@@ -160,9 +160,10 @@ def _with_unit(units: dict[str, int], base: str, low: int, allowed: str) -> Read
     return read
 
 
-def duration_s(low: int = 0) -> Reader:
-    """Returns a reader of durations in seconds, of at least `low`. Source: PostgreSQL's units of time."""
+def duration_s(low: int = 0, reason: str = "") -> Reader:
+    """Returns a reader of durations in seconds, of at least `low` for a reason. Source: PostgreSQL's units of time."""
     allowed = f"a duration of at least {low} s, as a number of seconds or with the unit ms, s, min, h or d"
+    allowed += f" ({reason})" if reason else ""
     return _with_unit(DURATION_UNITS_US, "s", low, allowed)
 
 

@@ -74,6 +74,7 @@ def lines(before: View, decision: Decision, event: object) -> Iterator[Line]:
         case Unknown():
             yield from _failure_lines(view, event.duty, "unknown outcome", event.detail)
     yield from _cluster_lines(before, view)
+    yield from _promise_lines(before, view)
     yield from _request_lines(before, view, event)
     yield from _configuration_lines(before, event)
     yield from _decision_lines(decision)
@@ -98,6 +99,23 @@ def _cluster_lines(before: View, view: View) -> Iterator[Line]:
         yield logging.INFO, f"after {view.sync.leader} may be promoted: {named}{quorum}"
     if view.failsafe_until_ms > before.failsafe_until_ms and before.failsafe_until_ms <= before.leadership_until_ms:
         yield logging.WARNING, "every member confirms this leader in etcd's place (failsafe)"
+
+
+def _promise_lines(before: View, view: View) -> Iterator[Line]:
+    """Whom this node lets go on without etcd, and whom not: once, not with every question."""
+    promise, former = view.promise, before.promise
+    if promise is not None and promise.leader and (former is None or former.leader != promise.leader):
+        yield (
+            logging.WARNING,
+            f"promised {promise.leader}, which does not reach etcd, not to stand meanwhile (failsafe)",
+        )
+    if promise is None and former is not None:
+        yield logging.INFO, "what was promised to a leader without etcd has ended: this node may stand again"
+    refusal, earlier = view.refusal, before.refusal
+    if refusal is not None and (
+        earlier is None or (earlier.leader, earlier.reason) != (refusal.leader, refusal.reason)
+    ):
+        yield logging.WARNING, f"does not let {refusal.leader} go on without etcd: {refusal.reason}"
 
 
 def _silence_lines(before: View, event: ServerSilent) -> Iterator[Line]:

@@ -8,8 +8,23 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from fsm.dynamic import CONTROLLED_LEAST, FALSE_WORDS, MOST, TRUE_WORDS, TTL_MAX_S, TTL_MIN_S, parse_dynamic
-from fsm.timing import FAILSAFE_TIMEOUT_MAX_MS, FAILSAFE_TIMEOUT_MIN_MS, failsafe_timeout_most_ms
+from fsm.dynamic import (
+    CONTROLLED_LEAST,
+    FALSE_WORDS,
+    MOST,
+    TRUE_WORDS,
+    TTL_MAX_S,
+    TTL_MIN_REASON,
+    TTL_MIN_S,
+    parse_dynamic,
+)
+from fsm.timing import (
+    FAILSAFE_TIMEOUT_MAX_MS,
+    FAILSAFE_TIMEOUT_MIN_MS,
+    failsafe_timeout_most_ms,
+    failsafe_timeout_ms,
+)
+from fsm.units import amount_in
 from fsm.wire import compact
 
 DEPTH_MAX = 16
@@ -82,6 +97,23 @@ def _failsafe_fault(config: dict[str, Any]) -> str | None:
     )
 
 
+def bent_values(config: dict[str, Any]) -> list[str]:
+    """What of a configuration that was written by hand counts as something else than it says, each with the reason."""
+    dynamic = parse_dynamic(compact(config))
+    ttl_s, timeout_ms = dynamic.ttl_s, failsafe_timeout_ms(dynamic.failsafe_timeout_ms, dynamic.ttl_s)
+    most_ms = failsafe_timeout_most_ms(ttl_s)
+    limits = f"{FAILSAFE_TIMEOUT_MIN_MS} ms at the least, and {most_ms} ms at the most with this ttl"
+    counting = {
+        "ttl": (ttl_s, "s", f"{TTL_MIN_S} s at the least, for {TTL_MIN_REASON}"),
+        "failsafe_timeout": (timeout_ms, "ms", limits),
+    }
+    return [
+        f'"{name}" is {_shown(config[name])}, and {counts} {unit} count: {reason}'
+        for name, (counts, unit, reason) in counting.items()
+        if config.get(name) is not None and amount_in(config[name], unit) != counts
+    ]
+
+
 def _faults_at(name: str, value: Any) -> Iterator[tuple[str, Any, str]]:
     check = CHECKS.get(name)
     allowed = check(value) if check else None
@@ -120,9 +152,10 @@ def _shown(value: Any) -> str:
 # ---- what each setting allows ----------------------------------------------------------------------------------------
 
 
-def whole(unit: str, least: int, most: int = MOST) -> Check:
-    """Checks for a whole number, also one written as text."""
+def whole(unit: str, least: int, most: int = MOST, reason: str = "") -> Check:
+    """Checks for a whole number, also one written as text. `reason`: why not less."""
     allowed = f"a whole number of {unit}, {least} or more" + (f", {most} at the most" if most != MOST else "")
+    allowed += f" ({reason})" if reason else ""
 
     def check(value: Any) -> str | None:
         is_number = not isinstance(value, bool) and _WHOLE.fullmatch(str(value).strip())
@@ -166,7 +199,7 @@ def _lines(value: Any) -> str | None:
 
 
 CHECKS: dict[str, Check] = {
-    "ttl": whole("seconds", TTL_MIN_S, TTL_MAX_S),
+    "ttl": whole("seconds", TTL_MIN_S, TTL_MAX_S, TTL_MIN_REASON),
     "loop_wait": whole("seconds", 1, TTL_MAX_S),
     "retry_timeout": whole("seconds", 1, TTL_MAX_S),
     "maximum_lag_on_failover": whole("bytes", 0),

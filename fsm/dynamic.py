@@ -29,6 +29,8 @@ TTL_MAX_S = 24 * 3600
 TTL_MIN_S = 3
 """etcd's default election timeout lets it grant 2 s at the least; one more leaves room for the fence's margin."""
 
+TTL_MIN_REASON = "etcd keeps a lease for 2 s at the least, and the server must be gone 500 ms before it ends"
+
 
 class Dynamic(Fact, frozen=True, kw_only=True):
     """The settings in force for the whole cluster, with the defaults where etcd says nothing or something unusable."""

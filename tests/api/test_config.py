@@ -133,6 +133,11 @@ UNUSABLE: list[dict[str, Any]] = [
     {"synchronous_mode_strict": 2},
     {"synchronous_node_count": 0},
     {"failsafe_mode": "maybe"},
+    {"failsafe_timeout": 99},
+    {"failsafe_timeout": 10_001},
+    {"failsafe_timeout": "soon"},
+    {"failsafe_timeout": 8_000},
+    {"ttl": 3, "failsafe_timeout": 500},
     {"pause": []},
     {"member_slots_ttl": "a while"},
     {"slots": []},
@@ -239,3 +244,20 @@ async def test_log_shows_who_changed_what_and_no_secret_when_a_change_is_decided
     assert '"ChangeConfig"' in entry
     assert "n3w" not in entry
     assert "s3cret" not in entry
+
+
+@pytest.mark.parametrize(
+    ("patch", "reason"),
+    [
+        ({"ttl": 2}, "3 or more, 86400 at the most (etcd keeps a lease for 2 s at the least"),
+        ({"failsafe_timeout": 8_000}, "allowed with a ttl of 30 s are 7450 ms at the most"),
+        ({"ttl": 3, "failsafe_timeout": 500}, "allowed with a ttl of 3 s are 450 ms at the most"),
+    ],
+    ids=["ttl", "timeout", "timeout for the ttl"],
+)
+async def test_refusal_says_why_when_a_span_of_time_would_not_be_safe(
+    around: Surroundings, patch: dict[str, Any], reason: str
+) -> None:
+    """What is allowed, and for which reason."""
+    answer = await ask_json(around.app(configs=desk_of()), "/config", patch, "PATCH")
+    assert (answer.status, reason in answer.text, around.submitted) == (400, True, [])

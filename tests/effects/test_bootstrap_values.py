@@ -37,3 +37,15 @@ def test_ignored_values_are_told_once_when_nothing_changes(caplog: pytest.LogCap
     assert len(told) == 2
     assert "ttl is 30 here, 20 in etcd" in told[0]
     assert "ttl is 30 here, 25 in etcd" in told[1]
+
+
+def test_values_in_etcd_are_told_once_when_they_count_as_something_else(caplog: pytest.LogCaptureFixture) -> None:
+    """Somebody wrote them by hand; the nearest that is safe counts, and why is said."""
+    ignored = IgnoredValues({})
+    with caplog.at_level(logging.WARNING, "effects.bootstrap_values"):
+        for _ in range(2):
+            ignored.tell(json.dumps({"ttl": 1, "failsafe_timeout": 5_000}))
+        ignored.tell(json.dumps({"ttl": "20s", "failsafe_timeout": 500}))
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert '"ttl" is "1", and 3 s count: 3 s at the least, for etcd keeps a lease for 2 s at the least' in told
+    assert '"failsafe_timeout" is "5000", and 450 ms count' in told

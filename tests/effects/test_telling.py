@@ -1,12 +1,14 @@
 """What people read on the agent's console of what was asked for."""
 
 import pytest
+from msgspec.structs import replace
 
 from effects.telling import lines
 from fsm.asked import ConfigChange, RestartWish
 from fsm.events import (
     AnyEvent,
     ConfigAsked,
+    FailsafeAsked,
     KeysChanged,
     ReinitAsked,
     ReloadAsked,
@@ -18,7 +20,7 @@ from fsm.events import (
 )
 from fsm.facts import KeyChange
 from fsm.machine import step
-from fsm.view import View
+from fsm.view import Promise, View
 from tests.views import NOW_MS, leader_view, standby_view
 
 AT = "2099-01-01T00:00:00Z"
@@ -92,3 +94,18 @@ def test_console_tells_of_the_leader_and_whom_commits_wait_for_when_that_changes
     found = said(standby_view(), *(KeysChanged(at_ms=NOW_MS, revision=91, changes=(change,)) for change in changes))
     assert "the leader is n2" in found
     assert "after n2 may be promoted: n1, n3, each with votes of 1 more" in found
+
+
+def test_promise_and_refusal_are_told_once_when_a_leader_asks_again_and_again() -> None:
+    """Whoever wonders why this node does not stand, or why the leader stopped, finds it on the console."""
+    asked = FailsafeAsked(at_ms=NOW_MS, leader="n1")
+    kept = Promise(leader="n1", until_ms=NOW_MS + 30_000)
+    before = standby_view()
+    decision = step(before, asked)
+    after = replace(decision, view=replace(decision.view, promise=kept, promising=None))
+    assert any("promised n1" in line for _, line in lines(before, after, asked))
+    assert not any("promised n1" in line for _, line in lines(after.view, after, asked))
+    stranger = FailsafeAsked(at_ms=NOW_MS, leader="n9")
+    refused = step(before, stranger)
+    assert any("does not let n9 go on" in line for _, line in lines(before, refused, stranger))
+    assert not any("n9" in line for _, line in lines(refused.view, step(refused.view, stranger), stranger))
