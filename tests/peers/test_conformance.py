@@ -10,8 +10,13 @@ import anyio
 import msgspec
 import pytest
 
+from api.cli.demo.plan import NodePlan
+from effects.failsafe_check import FailsafeCheck
+from effects.peers import Peers
 from effects.programs import RunAs
-from tests.peers.beside import FIRST, LEADER, NODES, SECOND, Answer, Both, Phase, running_both
+from fsm import effects as do
+from fsm.events import FailsafeChecked
+from tests.peers.beside import ANSWER_TIMEOUT_S, FIRST, LEADER, NODES, SECOND, Answer, Both, Phase, running_both
 
 pytestmark = [pytest.mark.anyio, pytest.mark.servers]
 
@@ -415,3 +420,29 @@ async def test_metrics_are_the_same_when_scraped(both: Both, phase: Phase) -> No
         found = [family for family in families(ours.body.decode()) if family[0] not in NEXT_RELEASES]
         assert found == families(theirs.body.decode())
         assert (ours.status, ours.headers["content-type"]) == (theirs.status, theirs.headers["content-type"])
+
+
+async def test_patroni_member_is_not_bound_when_it_is_asked_whether_it_would_confirm(both: Both, phase: Phase) -> None:
+    """It tells its list, from which the check sees what it is; a question that it took for real would show."""
+    peers = Peers("n9")
+    try:
+        for name, role in zip(NODES, ("primary", "replica", "replica"), strict=True):
+            theirs, ours = both.plans(name)
+            effect = do.CheckFailsafe(timeout_ms=ANSWER_TIMEOUT_S * 1000, leader="n9", api_urls=urls_of(theirs, ours))
+            checked = await FailsafeCheck(peers).check(effect)
+            assert isinstance(checked, FailsafeChecked)
+            mine, patronis = checked.answers
+            assert (mine.kind, mine.is_willing) == ("promise", False)
+            if phase.patch.get("failsafe_mode") is False:
+                assert (patronis.kind, "502" in patronis.detail) == ("refused", True)
+            else:
+                assert (patronis.kind, patronis.role) == ("list", role)
+                assert patronis.version.startswith("Patroni 4")
+            assert all("failsafe_mode_is_active" not in a.json() for a in both.ask(name, "GET", "/patroni"))
+    finally:
+        await peers.aclose()
+
+
+def urls_of(theirs: NodePlan, ours: NodePlan) -> dict[str, str]:
+    """Where one node of each cluster is asked; ours first."""
+    return {"a": f"{ours.api_url}/patroni", "b": f"{theirs.api_url}/patroni"}
