@@ -64,8 +64,16 @@ from fsm.facts import Key, KeyChange
 from fsm.handover import due_at_ms
 from fsm.loss import TOLD_BY, followed
 from fsm.losses import Promotion
-from fsm.promises import failsafe_asked, promise_forgotten, promise_kept, promise_unkept, restored
-from fsm.publish import failsafe_addresses, is_failsafe_possible, is_rebuilding
+from fsm.promises import (
+    failsafe_asked,
+    failsafe_checked,
+    failsafe_heard,
+    promise_forgotten,
+    promise_kept,
+    promise_unkept,
+    restored,
+)
+from fsm.publish import is_rebuilding
 from fsm.requests import (
     cancel_asked,
     config_asked,
@@ -81,7 +89,7 @@ from fsm.requests import (
     with_wall_clock,
 )
 from fsm.states import State
-from fsm.timing import CRASH_FORGIVEN_AFTER_MS, UNANSWERED_GRACE_MS, writable_until_ms
+from fsm.timing import CRASH_FORGIVEN_AFTER_MS, UNANSWERED_GRACE_MS
 from fsm.view import Attempts, Fence, HeardPeer, LeaderHistory, Lease, Server, Underway, View, Vote
 from fsm.waiting import looked, marked, ordered, released
 from fsm.wire import (
@@ -542,22 +550,6 @@ def _peers_heard(view: View, event: Succeeded, result: PeersHeard) -> View:
     return replace(view, peers={**view.peers, **heard}, peers_heard_at_ms=event.at_ms)
 
 
-def _failsafe_heard(view: View, event: Succeeded, result: FailsafeHeard) -> View:
-    """Everybody who could be elected confirmed: as if the lease had been renewed when the question was sent."""
-    if not is_failsafe_possible(view) or not set(failsafe_addresses(view)) <= set(result.accepted):
-        return view
-    until_ms = writable_until_ms(result.sent_at_ms, result.ttl_s)
-    return replace(view, failsafe_until_ms=max(view.failsafe_until_ms, until_ms))
-
-
-def _promise_kept(view: View, event: Succeeded, result: PromiseKept) -> View:
-    return promise_kept(view, result)
-
-
-def _failsafe_checked(view: View, event: Succeeded, result: FailsafeChecked) -> View:
-    return replace(view, failsafe_answers=result.answers)
-
-
 _RESULTS: dict[type, Callable[[View, Succeeded, Any], View]] = {
     Done: _done,
     LeaseHeld: _lease_held,
@@ -570,9 +562,9 @@ _RESULTS: dict[type, Callable[[View, Succeeded, Any], View]] = {
     SyncMarked: _sync_marked,
     HistoryRead: _history_read,
     PeersHeard: _peers_heard,
-    FailsafeHeard: _failsafe_heard,
-    PromiseKept: _promise_kept,
-    FailsafeChecked: _failsafe_checked,
+    FailsafeHeard: failsafe_heard,
+    PromiseKept: promise_kept,
+    FailsafeChecked: failsafe_checked,
 }
 
 _FOLDS: dict[type, Callable[[View, Any], View]] = {

@@ -1,4 +1,4 @@
-"""What this node promises a leader that cannot reach etcd: not to stand before an instant. Pure.
+"""What this node promises a leader that cannot reach etcd, and what it counts on as such a leader itself. Pure.
 
 A promise is confirmed to its leader only when it is on disk, and binds from the moment that it was asked for. It is
 made anew with each question, never shortened, and never given to a second leader while a first may count on it.
@@ -6,10 +6,12 @@ made anew with each question, never shortened, and never given to a second leade
 
 from msgspec.structs import replace
 
-from fsm.events import FailsafeAsked, PromiseKept
+from fsm.events import FailsafeAsked, FailsafeChecked, FailsafeHeard, PromiseKept, Succeeded
 from fsm.facts import KeptPromise
 from fsm.guards.server import is_no_primary_possible
+from fsm.publish import failsafe_addresses, is_failsafe_possible
 from fsm.states import State
+from fsm.timing import writable_until_ms
 from fsm.view import Promise, Refusal, View
 
 
@@ -78,7 +80,7 @@ def failsafe_asked(view: View, event: FailsafeAsked) -> View:
     return replace(view, promising=Promise(leader=event.leader, until_ms=until_ms, asked_at_ms=event.at_ms))
 
 
-def promise_kept(view: View, result: PromiseKept) -> View:
+def promise_kept(view: View, event: Succeeded, result: PromiseKept) -> View:
     """The promise is on disk; one asked for since then is still to be."""
     known_ms = view.promise.until_ms if view.promise is not None else 0
     kept = Promise(leader=result.leader, until_ms=max(result.until_ms, known_ms), asked_at_ms=result.asked_at_ms)
@@ -110,3 +112,19 @@ def restored(kept: KeptPromise | None, *, boot: str, at_ms: int) -> Promise | No
     is_same_clock = kept.boot == boot and kept.asked_at_ms <= at_ms
     until_ms = kept.until_ms if is_same_clock else at_ms + kept.until_ms - kept.asked_at_ms
     return Promise(leader=kept.leader, until_ms=until_ms, asked_at_ms=at_ms)
+
+
+# ---- the leader's part ----------------------------------------------------------------------------------------------
+
+
+def failsafe_heard(view: View, event: Succeeded, result: FailsafeHeard) -> View:
+    """Everybody who could be elected confirmed: as if the lease had been renewed when the question was sent."""
+    if not is_failsafe_possible(view) or not set(failsafe_addresses(view)) <= set(result.accepted):
+        return view
+    until_ms = writable_until_ms(result.sent_at_ms, result.ttl_s)
+    return replace(view, failsafe_until_ms=max(view.failsafe_until_ms, until_ms))
+
+
+def failsafe_checked(view: View, event: Succeeded, result: FailsafeChecked) -> View:
+    """What the members said to a question that binds nobody; nothing is counted on."""
+    return replace(view, failsafe_answers=result.answers)
