@@ -37,7 +37,7 @@ def _is_writable(view: View, now_ms: int, wish: Wish) -> bool:
 
 
 def _is_leading(view: View, now_ms: int, wish: Wish) -> bool:
-    return status.is_leading(view, now_ms)
+    return status.is_leading_to_somewhere(view, now_ms)
 
 
 def _is_standby_leader(view: View, now_ms: int, wish: Wish) -> bool:

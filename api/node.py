@@ -26,6 +26,7 @@ from effects.agent import Agent
 from effects.bootstrap_values import IgnoredValues
 from effects.clone import basebackup_arguments
 from effects.config_desk import ConfigDesk
+from effects.disk import DiskLooker, DiskSource
 from effects.errors import ConfigError, MatriarchError
 from effects.etcd import EtcdClient
 from effects.etcd_access import etcd_client
@@ -40,6 +41,7 @@ from effects.probe import Prober
 from effects.processes import running_postmaster
 from effects.programs import RunAs
 from effects.promises import Promises, read_promise
+from effects.pulse import Pulse
 from effects.redaction import redacted_config
 from effects.server import Server
 from effects.server_settings import Login, ServerSettings
@@ -239,7 +241,8 @@ async def _run_agent(
 
     server = Server(server_settings, fence, dynamic, agent.note_progress)
     reader.serve(server=(server, server_settings))
-    prober = Prober(server_settings)
+    prober, pulse = Prober(server_settings), Pulse()
+    looker = DiskLooker(server_settings.data_dir, run_as)
     lanes = [
         *ClusterKeys(etcd, prefix, settings.name, first_config, configs).lanes(agent.report),
         *server.lanes(agent.report),
@@ -250,7 +253,9 @@ async def _run_agent(
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(source.run)
         tasks.start_soon(fence.run)
-        tasks.start_soon(ProbeSource(agent.board, prober, agent.report).run)
+        tasks.start_soon(pulse.run)
+        tasks.start_soon(ProbeSource(agent.board, prober, agent.report, pulse).run)
+        tasks.start_soon(DiskSource(agent.board, looker, agent.report, pulse).run)
         await agent.run(lanes)
         with contextlib.suppress(MatriarchError):
             await fence.link.quit()  # refused while a server runs: then the fence goes on holding it

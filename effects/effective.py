@@ -37,6 +37,7 @@ DYNAMIC_FIELDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "max_timelines_history": ("max_timelines_history", ()),
     "primary_start_timeout": ("primary_start_timeout_s", ("master_start_timeout",)),
     "primary_stop_timeout": ("primary_stop_timeout_s", ("master_stop_timeout",)),
+    "primary_stall_timeout": ("primary_stall_timeout_s", ()),
     "synchronous_mode": ("synchronous_mode", ()),
     "synchronous_mode_strict": ("synchronous_mode_strict", ()),
     "synchronous_node_count": ("synchronous_node_count", ()),

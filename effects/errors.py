@@ -52,6 +52,10 @@ class ServerStarting(PostgresError):
     """The server is up but takes no connections yet: it starts or recovers. Source: SQLSTATE 57P03."""
 
 
+class ServerMute(PostgresError):
+    """The server said nothing at all within the time for an answer: no row, no error, no refusal."""
+
+
 class ProgramFailed(PostgresError):
     """A PostgreSQL program ended with a status other than 0. Carries the command, the status and the end of stderr."""
 

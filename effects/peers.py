@@ -115,5 +115,11 @@ def parse_report(name: str, answer: dict[str, Any]) -> PeerReport:
         is_replaying=isinstance(ours, dict) and bool(ours.get("replaying")),
         instance=str(ours.get("instance") or "") if isinstance(ours, dict) else "",
         vote_revision=int(ours.get("vote_revision") or 0) if isinstance(ours, dict) else 0,
+        disk_full=_is_disk_full(ours),
         probed_ago_ms=int(ours.get("probed_ago_ms") or 0) if isinstance(ours, dict) else 0,
     )
+
+
+def _is_disk_full(ours: object) -> bool:
+    disk = ours.get("disk") if isinstance(ours, dict) else None
+    return isinstance(disk, dict) and disk.get("full") is True

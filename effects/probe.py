@@ -9,7 +9,8 @@ import psycopg
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict
 
-from effects.errors import PostgresError
+from effects.ear import Ear
+from effects.errors import PostgresError, ServerMute
 from effects.redaction import HIDDEN, is_secret_name
 from effects.server_settings import ServerSettings
 from effects.sql import Connection, connect_locally, renamed_errors
@@ -74,6 +75,10 @@ SELECT in_recovery,
 """
 
 
+class QueryFailed(PostgresError):
+    """The server answered, with an error."""
+
+
 class _Row(msgspec.Struct, frozen=True):
     """The statement's columns in their order."""
 
@@ -107,26 +112,44 @@ class Prober:
         self._loaded_at: datetime | None = None
         self._pending_restart: dict[str, ParameterChange] = {}
         self._received: tuple[datetime, int] | None = None
+        self._ear = Ear(settings)
 
     async def probe(self, timeout_ms: int) -> Probe:
         """What the server says about itself.
 
         timeout_ms: for all of it, connecting included.
-        Raises: ServerStarting while the server takes no connections yet, PostgresError when it does not answer.
+        Raises: ServerStarting while the server takes no connections yet, ServerMute when it says nothing, neither now
+        nor in answer to what it was asked before, PostgresError when it says anything else.
         """
         try:
             with anyio.fail_after(timeout_ms / 1000):
                 row = await self._ask()
-                return self._fact(row, await self._timeline(row))
-        except TimeoutError as error:
-            self.close()
-            raise PostgresError(f"the server did not answer within {timeout_ms} ms") from error
+                fact = self._fact(row, await self._timeline(row))
+        except (TimeoutError, ServerMute) as error:
+            self._drop()
+            raise self._silence(f"the server did not answer within {timeout_ms} ms") from error
+        except QueryFailed:
+            raise  # the connection is good, and may be the only one that can be had
         except BaseException:
             self.close()
             raise
+        self._ear.close()
+        return fact
+
+    def _silence(self, text: str) -> PostgresError:
+        """What a silence amounts to: a slow server's late answer to an earlier question is an answer."""
+        if self._ear.has_heard():
+            self._ear.close()
+            return PostgresError(f"{text}, but answered an earlier question late")
+        self._ear.knock()
+        return ServerMute(text)
 
     def close(self) -> None:
-        """Drops the connection, without a word to the server, which may be frozen."""
+        """Drops all connections, without a word to the server, which may be frozen."""
+        self._ear.close()
+        self._drop()
+
+    def _drop(self) -> None:
         if self._connection is not None:
             self._connection.pgconn.finish()
             self._connection = None
@@ -136,7 +159,8 @@ class Prober:
         """The statement's row. What a restart or a promotion since the last probe spoils is asked for once more."""
         if self._connection is not None:
             try:
-                return await self._execute(self._connection)
+                with self._ear.listening(self._connection.pgconn.socket):
+                    return await self._execute(self._connection)
             except psycopg.Error as error:
                 self._forgive(self._connection, error)
         if self._connection is None:
@@ -146,9 +170,9 @@ class Prober:
 
     def _forgive(self, connection: Connection, error: psycopg.Error) -> None:
         if connection.pgconn.status != pq.ConnStatus.OK:
-            self.close()
+            self._drop()
         elif error.sqlstate != PROMOTED_MEANWHILE:
-            raise PostgresError(f"probe: {error} (SQLSTATE {error.sqlstate})") from error
+            raise QueryFailed(f"probe: {error} (SQLSTATE {error.sqlstate})") from error
 
     async def _execute(self, connection: Connection) -> _Row:
         cursor = await connection.execute(STATEMENT, (self._loaded_at,), prepare=True)

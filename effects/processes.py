@@ -88,3 +88,26 @@ async def kill_server(data_dir: Path) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         await anyio.sleep(KILL_PAUSE_S)
+
+
+SIGKILL_PENDING = 1 << (signal.SIGKILL - 1)
+
+
+def are_doomed(pids: list[int]) -> bool:
+    """True when each of these processes hangs in the kernel with SIGKILL pending: none will run another instruction.
+
+    What a process has asked of the kernel may still be done, such as a write; that it was done it can tell nobody any
+    more. Source: proc(5), `State` D, `SigPnd` and `ShdPnd`; signal(7).
+    """
+    return bool(pids) and all(_is_doomed(pid) for pid in pids)
+
+
+def _is_doomed(pid: int) -> bool:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return True  # it is gone
+    found = dict(line.split(":", 1) for line in lines if ":" in line)
+    pending = int(found.get("SigPnd", "0"), 16) | int(found.get("ShdPnd", "0"), 16)
+    state = found.get("State", "").strip()[:1]
+    return state in ("Z", "X") or (state == "D" and bool(pending & SIGKILL_PENDING))

@@ -4,16 +4,17 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
+import anyio
 from anyio import to_thread
 
 from effects.board import Progress
-from effects.clock import wall_time
+from effects.clock import now_ms, wall_time
 from effects.clone import CloneProgress, clone
 from effects.errors import FenceUnavailable, PostgresError
 from effects.lanes import Lane, Report
 from effects.parameters import HBA, ParameterCheck, Usable, too_low_for_its_wal
 from effects.postgres import PostgresServer
-from effects.processes import kill_server, running_postmaster
+from effects.processes import are_doomed, kill_server, running_postmaster, server_processes
 from effects.rewind import RewindProgress, rewind
 from effects.server_settings import ServerSettings
 from effects.sources import FenceSource
@@ -29,11 +30,15 @@ from fsm.events import (
     HistoryRead,
     ParametersApplied,
     ReplayNeedsRead,
+    ServerDoomed,
     ServerStarted,
     SyncMarked,
 )
 
 logger = logging.getLogger(__name__)
+
+DOOM_LOOK_MS = 500
+"""How often a server that does not go is looked at, whether it ever will."""
 
 OnProgress = Callable[[Progress | None], None]
 
@@ -47,9 +52,11 @@ class Server:
         self._settings, self._fence, self._dynamic = settings, fence, dynamic
         self._on_progress = on_progress
         self._check = ParameterCheck()
+        self._report: Report = lambda _: None
 
     def lanes(self, report: Report) -> list[Lane]:
         """Four lanes: the fence waits for nothing, nor do names that clients wait for; the server not for SQL."""
+        self._report = report
         return [
             Lane(
                 "fence",
@@ -135,8 +142,22 @@ class Server:
             if (await self._fence.link.status()).pid is not None:
                 raise
             return Done()  # it was gone before it was asked to go
-        await self._fence.wait_until_gone()
+        await self._until_gone(is_fencing=isinstance(effect, do.FenceServer))
         return Done()
+
+    async def _until_gone(self, *, is_fencing: bool) -> None:
+        """Return when no process is left; of a server that is fenced, also when what is left is as good as gone.
+
+        A process that waits for a disk cannot be killed before that answers, which may be never.
+        """
+        while True:
+            with anyio.move_on_after(DOOM_LOOK_MS / 1000):
+                await self._fence.wait_until_gone()
+                return
+            pid = self._fence.server_pid
+            if is_fencing and pid is not None and are_doomed(server_processes(self._settings.data_dir)):
+                self._report(ServerDoomed(at_ms=now_ms(), pid=pid))
+                return
 
     # ---- server -----------------------------------------------------------------------------------------------------
 

@@ -97,6 +97,7 @@ _DYNAMIC: dict[str, Reader] = {
     "master_start_timeout": duration_s(),
     "primary_stop_timeout": duration_s(),
     "master_stop_timeout": duration_s(),
+    "primary_stall_timeout": duration_s(),
     "primary_race_backoff": duration_s(),
     "synchronous_mode": switch_or("off", "on", "quorum"),
     "synchronous_mode_strict": boolean,

@@ -10,13 +10,14 @@ import anyio
 
 from effects.board import Board
 from effects.clock import now_ms, unix_ms
-from effects.errors import EtcdError, FenceUnavailable, MatriarchError, ServerStarting, WatchCompacted
+from effects.errors import EtcdError, FenceUnavailable, MatriarchError, ServerMute, ServerStarting, WatchCompacted
 from effects.etcd import EtcdClient
 from effects.etcd_types import KeyChange as WatchedChange
 from effects.fence_link import Exited, FenceLink, FenceNotice, Fired, Lost, Spawned
 from effects.keys import as_change
 from effects.lanes import Report
 from effects.probe import Prober
+from effects.pulse import Pulse
 from effects.redaction import without_secrets
 from fsm.dynamic import is_configuration
 from fsm.events import (
@@ -118,8 +119,8 @@ class EtcdSource:
 class ProbeSource:
     """Looks at the server as often as the newest snapshot asks for."""
 
-    def __init__(self, board: Board, prober: Prober, report: Report) -> None:
-        self._board, self._prober, self._report = board, prober, report
+    def __init__(self, board: Board, prober: Prober, report: Report, pulse: Pulse) -> None:
+        self._board, self._prober, self._report, self._pulse = board, prober, report, pulse
 
     async def run(self) -> None:
         """Probe until cancelled."""
@@ -137,6 +138,11 @@ class ProbeSource:
             probe = await self._prober.probe(PROBE_TIMEOUT_MS)
         except ServerStarting as error:
             self._report(ServerSilent(at_ms=now_ms(), pid=pid, detail=str(error), starting=True))
+        except ServerMute as error:
+            lag_ms = self._pulse.worst_ms(began_ms)
+            self._report(
+                ServerSilent(at_ms=now_ms(), pid=pid, detail=str(error), mute=True, began_ms=began_ms, lag_ms=lag_ms)
+            )
         except MatriarchError as error:
             self._report(ServerSilent(at_ms=now_ms(), pid=pid, detail=str(error)))
         else:
@@ -172,6 +178,11 @@ class FenceSource:
         if self._link is None:
             raise FenceUnavailable("there is no connection to the fence")
         return self._link
+
+    @property
+    def server_pid(self) -> int | None:
+        """The postmaster of the server that the fence holds, or held when it was last heard; None if there is none."""
+        return self._pid
 
     async def wait_until_gone(self) -> None:
         """Return when no process of a server is left."""

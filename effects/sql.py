@@ -1,17 +1,21 @@
 """Connections to PostgreSQL: how they are made, and how psycopg's errors are renamed."""
 
 import contextlib
+import errno
 import logging
+import os
 import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 
 import anyio
 import psycopg
 from psycopg import AsyncConnection
+from psycopg.errors import ConnectionTimeout
 from psycopg.rows import TupleRow
 
-from effects.errors import PostgresError, ServerStarting
+from effects.errors import PostgresError, ServerMute, ServerStarting
 from effects.server_settings import Login, ServerSettings
 from fsm.facts import Upstream
 
@@ -19,6 +23,8 @@ APPLICATION_NAME = "matriarch"
 # Shorter than any ttl; libpq itself knows whole seconds only, so the caller's deadline counts.
 CONNECT_TIMEOUT_S = 2
 CANNOT_CONNECT_NOW = "57P03"
+# A Unix socket whose queue is full says so at once: nobody has accepted for a while. libpq asks the same strerror(3).
+QUEUE_IS_FULL = os.strerror(errno.EAGAIN)
 PROTOCOL_3 = 196608
 
 Connection = AsyncConnection[TupleRow]
@@ -58,9 +64,11 @@ async def connect_locally(settings: ServerSettings, options: str = "") -> Connec
     except psycopg.OperationalError as error:
         text = f"cannot connect to the own server: {' '.join(str(error).split())}"
         # libpq does not tell the SQLSTATE of a refused connection, and the text depends on lc_messages.
-        is_refused_for_now = await refusal_of(settings) == CANNOT_CONNECT_NOW
-        is_starting = is_refused_for_now and "shutting down" not in text
-        raise (ServerStarting if is_starting else PostgresError)(text) from error
+        refusal = await refusal_of(settings)
+        if refusal == CANNOT_CONNECT_NOW and "shutting down" not in text:
+            raise ServerStarting(text) from error
+        is_mute = refusal is None and (isinstance(error, ConnectionTimeout) or QUEUE_IS_FULL in text)
+        raise (ServerMute if is_mute else PostgresError)(text) from error
 
 
 @asynccontextmanager
@@ -105,17 +113,26 @@ async def refusal_of(settings: ServerSettings) -> str | None:
 
     Source: PostgreSQL, "Message Formats", StartupMessage and ErrorResponse.
     """
-    path = settings.socket_dir / f".s.PGSQL.{settings.port}"
-    user = settings.superuser.username.encode()
-    body = struct.pack("!i", PROTOCOL_3) + b"user\0" + user + b"\0database\0postgres\0\0"
     with (
         contextlib.suppress(OSError, anyio.EndOfStream, anyio.BrokenResourceError),
         anyio.move_on_after(CONNECT_TIMEOUT_S),
     ):
-        async with await anyio.connect_unix(path) as stream:
-            await stream.send(struct.pack("!i", len(body) + 4) + body)
+        async with await anyio.connect_unix(socket_path(settings)) as stream:
+            await stream.send(startup_message(settings))
             return _sqlstate(await stream.receive())
     return None
+
+
+def socket_path(settings: ServerSettings) -> Path:
+    """The Unix socket on which the own server listens. Source: PostgreSQL, unix_socket_directories."""
+    return settings.socket_dir / f".s.PGSQL.{settings.port}"
+
+
+def startup_message(settings: ServerSettings) -> bytes:
+    """The first message of a session, to which any server answers something. Source: "Message Formats"."""
+    user = settings.superuser.username.encode()
+    body = struct.pack("!i", PROTOCOL_3) + b"user\0" + user + b"\0database\0postgres\0\0"
+    return struct.pack("!i", len(body) + 4) + body
 
 
 def _sqlstate(message: bytes) -> str | None:

@@ -26,6 +26,7 @@ from fsm.events import (
 from fsm.facts import ParameterChange, Probe
 from fsm.loss import loss_text
 from fsm.machine import Decision
+from fsm.stalls import is_full_at
 from fsm.table import TABLE
 from fsm.view import View
 
@@ -73,6 +74,7 @@ def lines(before: View, decision: Decision, event: object) -> Iterator[Line]:
             yield from _failure_lines(view, event.duty, event.kind, event.detail)
         case Unknown():
             yield from _failure_lines(view, event.duty, "unknown outcome", event.detail)
+    yield from _disk_lines(before, view)
     yield from _cluster_lines(before, view)
     yield from _promise_lines(before, view)
     yield from _request_lines(before, view, event)
@@ -116,6 +118,22 @@ def _promise_lines(before: View, view: View) -> Iterator[Line]:
         earlier is None or (earlier.leader, earlier.reason) != (refusal.leader, refusal.reason)
     ):
         yield logging.WARNING, f"does not let {refusal.leader} go on without etcd: {refusal.reason}"
+
+
+def _disk_lines(before: View, view: View) -> Iterator[Line]:
+    """What became of the disk, and of a server that only its disk could end."""
+    was_full, is_full = is_full_at(before.disk, before.now_ms), is_full_at(view.disk, view.now_ms)
+    if is_full and not was_full:
+        room = f"{view.disk.free_bytes} bytes are free"
+        yield logging.WARNING, f"the server's disk is full ({room}): this node does not lead while another can"
+    if was_full and not is_full and before.seq:
+        yield logging.INFO, "there is room on the server's disk again"
+    if view.disk.trouble is not None and before.disk.trouble is None:
+        yield logging.WARNING, f"the server's disk does not take writes: {view.disk.detail}"
+    if before.disk.trouble is not None and view.disk.trouble is None:
+        yield logging.INFO, "the server's disk takes writes again"
+    if view.server.is_doomed and not before.server.is_doomed:
+        yield logging.WARNING, f"the server (pid {view.server.pid}) is killed, and waits in the kernel for its disk"
 
 
 def _silence_lines(before: View, event: ServerSilent) -> Iterator[Line]:

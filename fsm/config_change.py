@@ -21,6 +21,7 @@ from fsm.dynamic import (
 from fsm.timing import (
     FAILSAFE_TIMEOUT_MAX_MS,
     FAILSAFE_TIMEOUT_MIN_MS,
+    STALL_TIMEOUT_LEAST_S,
     failsafe_timeout_most_ms,
     failsafe_timeout_ms,
 )
@@ -164,6 +165,11 @@ def whole(unit: str, least: int, most: int = MOST, reason: str = "") -> Check:
     return check
 
 
+def _stall_timeout(value: Any) -> str | None:
+    is_fit = whole("seconds", 0, TTL_MAX_S)(value) is None and int(value) not in range(1, STALL_TIMEOUT_LEAST_S)
+    return None if is_fit else f"a whole number of seconds: 0 for never, else {STALL_TIMEOUT_LEAST_S} to {TTL_MAX_S}"
+
+
 def _switch(value: Any) -> str | None:
     words = (*TRUE_WORDS, *FALSE_WORDS)
     is_plain = isinstance(value, bool | int | str)
@@ -210,6 +216,7 @@ CHECKS: dict[str, Check] = {
     "master_start_timeout": whole("seconds", 0, TTL_MAX_S),
     "primary_stop_timeout": whole("seconds", 0, TTL_MAX_S),
     "master_stop_timeout": whole("seconds", 0, TTL_MAX_S),
+    "primary_stall_timeout": _stall_timeout,
     "primary_race_backoff": whole("seconds", 0, TTL_MAX_S),
     "synchronous_mode": _synchronous,
     "synchronous_mode_strict": _switch,

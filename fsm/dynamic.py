@@ -5,7 +5,12 @@ from typing import Any, Literal
 import msgspec
 
 from fsm.facts import Fact
-from fsm.timing import FAILSAFE_TIMEOUT_MAX_MS, FAILSAFE_TIMEOUT_MIN_MS, FAILSAFE_TIMEOUT_MS
+from fsm.timing import (
+    FAILSAFE_TIMEOUT_MAX_MS,
+    FAILSAFE_TIMEOUT_MIN_MS,
+    FAILSAFE_TIMEOUT_MS,
+    STALL_TIMEOUT_LEAST_S,
+)
 from fsm.units import amount_in
 
 TRUE_WORDS = ("on", "true", "yes", "1")
@@ -45,6 +50,9 @@ class Dynamic(Fact, frozen=True, kw_only=True):
     """How many rows the `history` key keeps; 0: all."""
     primary_start_timeout_s: int = 300
     primary_stop_timeout_s: int = 0
+    primary_stall_timeout_s: int = 10
+    """How long the leader's server may answer nothing, or its disk take no writes, before another is to lead; 0: for
+    ever."""
     synchronous_mode: Literal["off", "on", "quorum"] = "off"
     synchronous_mode_strict: bool = False
     """True: no commit returns before a standby has it, even while there is none."""
@@ -133,6 +141,7 @@ def parse_dynamic(text: str | None) -> Dynamic:
         ),
         primary_start_timeout_s=as_amount(start_timeout, "s", default.primary_start_timeout_s, 0),
         primary_stop_timeout_s=as_amount(stop_timeout, "s", default.primary_stop_timeout_s, 0),
+        primary_stall_timeout_s=_stall_timeout_s(found.get("primary_stall_timeout"), default.primary_stall_timeout_s),
         maximum_lag_on_syncnode_bytes=as_amount(
             found.get("maximum_lag_on_syncnode"), "B", default.maximum_lag_on_syncnode_bytes, -1
         ),
@@ -153,6 +162,12 @@ def parse_dynamic(text: str | None) -> Dynamic:
         pg_hba=_lines(postgresql.get("pg_hba")),
         pg_ident=_lines(postgresql.get("pg_ident")),
     )
+
+
+def _stall_timeout_s(value: object, default: int) -> int:
+    """0, which is never, or long enough for two looks."""
+    found = as_amount(value, "s", default, 0)
+    return max(STALL_TIMEOUT_LEAST_S, found) if found else 0
 
 
 def _section(found: dict[str, Any], name: str) -> dict[str, Any]:

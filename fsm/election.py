@@ -2,10 +2,12 @@
 
 from fsm.facts import PeerReport
 from fsm.handover import request_in_force
+from fsm.stalls import has_no_room
 from fsm.timing import (
     OUTRANKED_FOR_MS,
     PEER_ANSWER_TIMEOUT_MS,
     PEER_REPORT_FRESH_MS,
+    SILENT_PEER_MS,
     STARTING_MEMBER_WAIT_MS,
 )
 from fsm.view import HeardPeer, View
@@ -131,8 +133,13 @@ def best_rival(view: View) -> str | None:
 def _may_outrank(view: View, report: PeerReport) -> bool:
     """True when the peer outranks this node and could be promoted: nobody is to be waited for who never will be.
 
-    The `sync` key's leader may hold more, that nobody acknowledged: it is not waited for either.
+    The `sync` key's leader may hold more, that nobody acknowledged: it is not waited for either. Nor is a member whose
+    disk is full: it could not write what it leads for; nor one whose server hangs.
     """
+    if report.probed_ago_ms > SILENT_PEER_MS:
+        return False
+    if report.disk_full and not has_no_room(view.disk):
+        return False
     return (not is_sync_key_decisive(view) or report.name in view.sync.members) and outranks(view, report)
 
 

@@ -136,6 +136,40 @@ class ServerSilent(Event, frozen=True, kw_only=True):
     pid: int
     detail: str
     starting: bool = False
+    mute: bool = False
+    """It said nothing at all, on no connection: no refusal, no error, no late answer to an earlier question."""
+    began_ms: int = 0
+    lag_ms: int = 0
+    """The longest that this agent's own loop stood still since `began_ms`."""
+
+
+class ServerDoomed(Event, frozen=True, kw_only=True):
+    """Every process of the server that is left hangs in the kernel with SIGKILL pending: none will run another
+    instruction, though none is gone before its disk answers. Source: signal(7), proc(5)."""
+
+    pid: int
+
+
+class DiskLooked(Event, frozen=True, kw_only=True):
+    """How much the server's user may still write, and how a small write ended where one was tried."""
+
+    data_free_bytes: int
+    wal_free_bytes: int
+    segment_bytes: int
+    """The size of one WAL segment."""
+    failure: Literal["", "full", "broken"] = ""
+    """Why a write was refused: for want of room, or because the disk fails or takes no writes (EIO, EROFS)."""
+    detail: str = ""
+    began_ms: int = 0
+    lag_ms: int = 0
+
+
+class DiskSilent(Event, frozen=True, kw_only=True):
+    """A look at the disk has not come back; told again and again while it lasts. The rest as in ServerSilent."""
+
+    detail: str
+    began_ms: int
+    lag_ms: int = 0
 
 
 # ---- people and peers -----------------------------------------------------------------------------------------------
@@ -404,6 +438,9 @@ AnyEvent = (
     | ServerExited
     | ServerProbed
     | ServerSilent
+    | ServerDoomed
+    | DiskLooked
+    | DiskSilent
     | SwitchoverAsked
     | SwitchoverCancelAsked
     | ConfigAsked

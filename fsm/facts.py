@@ -151,6 +151,8 @@ class PeerReport(Fact, frozen=True, kw_only=True):
     """Which agent process answered; empty where it does not say (Patroni)."""
     vote_revision: int = 0
     """The revision of the `sync` key for which it votes; 0 for none. See fsm/vote.py."""
+    disk_full: bool = False
+    """Its disk has no room for more WAL."""
     probed_ago_ms: int = 0
     """How old the peer's own look at its server was; 0 where it looked for this answer (Patroni does)."""
 

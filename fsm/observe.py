@@ -23,6 +23,8 @@ from fsm.events import (
     ClusterRead,
     ConfigAsked,
     DirectoryRead,
+    DiskLooked,
+    DiskSilent,
     Done,
     EtcdLost,
     Failed,
@@ -46,6 +48,7 @@ from fsm.events import (
     ReplayNeedsRead,
     RestartAsked,
     RestartCancelAsked,
+    ServerDoomed,
     ServerExited,
     ServerProbed,
     ServerSilent,
@@ -88,6 +91,7 @@ from fsm.requests import (
     with_outcome,
     with_wall_clock,
 )
+from fsm.stalls import disk_looked, disk_silent, mute_after, server_doomed, with_wal_heard, with_wal_moved
 from fsm.states import State
 from fsm.timing import CRASH_FORGIVEN_AFTER_MS, UNANSWERED_GRACE_MS
 from fsm.view import Attempts, Fence, HeardPeer, LeaderHistory, Lease, Server, Underway, View, Vote
@@ -330,13 +334,15 @@ def _server_exited(view: View, event: ServerExited) -> View:
 
 
 def _server_probed(view: View, event: ServerProbed) -> View:
-    if event.pid != view.server.pid:
-        return view  # a late answer of an earlier postmaster
+    if event.pid != view.server.pid or view.server.is_doomed:
+        return view  # a late answer of an earlier postmaster, or of one that is as good as gone
+    view = with_wal_moved(view, event)
     server = replace(
         view.server,
         probe=event.probe,
         probed_at_ms=event.at_ms,
         silent_since_ms=None,
+        mute=None,
         is_starting=False,
         served_since_ms=view.server.served_since_ms if view.server.served_since_ms is not None else event.at_ms,
         may_be_primary=not event.probe.in_recovery or view.server.is_promotion_asked,
@@ -352,7 +358,9 @@ def _server_silent(view: View, event: ServerSilent) -> View:
     if event.pid != view.server.pid:
         return view
     since = view.server.silent_since_ms if view.server.silent_since_ms is not None else event.at_ms
-    return replace(view, server=replace(view.server, silent_since_ms=since, is_starting=event.starting))
+    mute = mute_after(view.server, event)
+    server = replace(view.server, silent_since_ms=since, is_starting=event.starting, mute=mute)
+    return replace(view, server=server)
 
 
 # ---- people and peers -----------------------------------------------------------------------------------------------
@@ -546,6 +554,7 @@ def _history_read(view: View, event: Succeeded, result: HistoryRead) -> View:
 
 
 def _peers_heard(view: View, event: Succeeded, result: PeersHeard) -> View:
+    view = with_wal_heard(view, result)
     heard = {report.name: HeardPeer(report=report, at_ms=event.at_ms) for report in result.reports}
     return replace(view, peers={**view.peers, **heard}, peers_heard_at_ms=event.at_ms)
 
@@ -580,6 +589,9 @@ _FOLDS: dict[type, Callable[[View, Any], View]] = {
     ServerExited: _server_exited,
     ServerProbed: _server_probed,
     ServerSilent: _server_silent,
+    ServerDoomed: server_doomed,
+    DiskLooked: disk_looked,
+    DiskSilent: disk_silent,
     SwitchoverAsked: switchover_asked,
     SwitchoverCancelAsked: cancel_asked,
     ConfigAsked: config_asked,

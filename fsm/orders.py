@@ -25,6 +25,7 @@ from fsm.syncnames import NOBODY
 from fsm.timelines import known_history, timeline_to_reserve
 from fsm.timing import (
     FAILSAFE_CHECK_MS,
+    FULL_DISK_STOP_MS,
     NAMESAKE_TIMEOUT_MS,
     PEER_ANSWER_TIMEOUT_MS,
     failsafe_timeout_ms,
@@ -233,6 +234,12 @@ def fence_in_order(view: View) -> do.FenceServer:
     return do.FenceServer(timeout_ms=room_ms + SERVER_TIMEOUT_MS, mode="fast", kill_after_ms=room_ms)
 
 
+def fence_on_a_full_disk(view: View) -> do.FenceServer:
+    """A fast shutdown, which hands the standbys every last record; killed soon if the disk does not let it end."""
+    room_ms = min(FULL_DISK_STOP_MS, max(0, view.writable_until_ms - view.now_ms))
+    return do.FenceServer(timeout_ms=room_ms + SERVER_TIMEOUT_MS, mode="fast", kill_after_ms=room_ms)
+
+
 def fence_stray(view: View) -> do.FenceServer:
     """A primary that has no business to run: in order while the key is still ours, at once otherwise."""
     orderly = view.leader == view.name and view.now_ms < view.writable_until_ms and "fence-stray" not in view.attempts
@@ -381,6 +388,11 @@ def ask_peers(view: View) -> do.AskPeers:
         voters=voters(view),
         sync_revision=sync_revision(view) if voters(view) else 0,
     )
+
+
+def ask_heirs(view: View) -> do.AskPeers:
+    """Who could take over from this leader; nobody's vote, for this leader's standbys are to go on receiving."""
+    return do.AskPeers(timeout_ms=PEER_ANSWER_TIMEOUT_MS, api_urls=other_members(view))
 
 
 def ask_successor(view: View) -> do.AskPeers:

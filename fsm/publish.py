@@ -34,6 +34,8 @@ def postgres_state(view: View) -> str:
         return "restarting"
     if "FenceServer" in busy or "StopServer" in busy:
         return "stopping"
+    if view.server.is_doomed:
+        return "stopping"
     if view.server.process != "running" and view.state is State.REINIT:
         return "starting"  # the new data are there
     if view.server.process != "running":

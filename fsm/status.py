@@ -26,6 +26,7 @@ from fsm.publish import (
     shown_tags,
 )
 from fsm.rebuilding import rebuilding_fields
+from fsm.stalls import has_no_room, is_mute
 from fsm.states import State
 from fsm.view import View
 from fsm.vote import vote_revision
@@ -75,13 +76,21 @@ def is_leading(view: View, now_ms: int) -> bool:
     return view.state is State.LEADER and is_leader_key_named_for_us(view) and now_ms < view.writable_until_ms
 
 
+def is_leading_to_somewhere(view: View, now_ms: int) -> bool:
+    """True while this node leads and its server does not hang: what clients may be told who ask for the leader.
+
+    Members ask in another way (`role` and `state`), and are not told that a primary which is silent is gone.
+    """
+    return is_leading(view, now_ms) and not is_mute(view)
+
+
 def is_writable(view: View, now_ms: int) -> bool:
     """True while this node leads and its server accepts writes. Source: Patroni, GET /primary.
 
     Patroni answers for the leader key alone; here a server that is still being promoted, or recovers from a crash,
     does not count, so that clients are sent to it when it can serve them.
     """
-    if not is_leading(view, now_ms) or not is_primary_running(view) or view.server.is_starting:
+    if not is_leading_to_somewhere(view, now_ms) or not is_primary_running(view) or view.server.is_starting:
         return False
     return not any(underway.kind in STOPS for underway in view.underway.values())
 
@@ -108,7 +117,7 @@ def is_readable_standby(view: View, now_ms: int, wish: Wish) -> bool:
 
 def is_ready(view: View, now_ms: int, wish: Wish) -> bool:
     """True on the leader, and on a standby that streams and is not too far behind. Source: Patroni, GET /readiness."""
-    if is_leading(view, now_ms):
+    if is_leading_to_somewhere(view, now_ms):
         return True
     probe = view.server.probe
     if probe is None or not is_healthy(view, now_ms) or replication_state(probe) != "streaming":
@@ -320,10 +329,24 @@ def _ours(view: View, is_log_degraded: bool, progress: dict[str, Any] | None) ->
         "vote_revision": vote_revision(view) or None,
         "replaying": (view.server.probe is not None and view.server.probe.is_replaying) or None,
         "progress": progress,
+        "server_silent": is_mute(view) or None,
+        "disk": _disk_fields(view),
         "refused_parameters": dict(view.server.refused_parameters) or None,
         "last_promotion": promotion_fields(view.promotion) if view.promotion else None,
     }
     return {key: value for key, value in fields.items() if value is not None}
+
+
+def _disk_fields(view: View) -> dict[str, Any] | None:
+    """How much room the server has; who votes for a member reads whether it is full."""
+    if view.disk.free_bytes is None:
+        return None
+    fields: dict[str, Any] = {"free_bytes": view.disk.free_bytes}
+    if has_no_room(view.disk):
+        fields["full"] = True
+    if view.disk.trouble is not None:
+        fields["trouble"] = view.disk.detail
+    return fields
 
 
 # ---- GET /cluster, GET /failsafe ------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from fsm import orders
 from fsm import publish as p
 from fsm.effects import Effect
 from fsm.states import State
+from fsm.timing import HEIRS_ASKED_EVERY_MS
 from fsm.view import View
 
 Guard = Callable[[View], bool]
@@ -154,6 +155,22 @@ TABLE: tuple[Rule, ...] = (
          (g.is_beyond_restart,),
          "the server could not be brought back in time",
          fence=orders.fence_immediately),
+    Rule("L7", LEADER, REPLICA,
+         (g.is_server_stalled, g.is_unpaused, g.is_etcd_watched, g.has_heir),
+         "the server hangs, and a member can take over at once",
+         fence=orders.fence_immediately),
+    Rule("L8", LEADER, REPLICA,
+         (g.is_disk_stuck, g.is_unpaused, g.is_etcd_watched, g.has_heir),
+         "the server's disk takes no writes, and a member can take over at once",
+         fence=orders.fence_immediately),
+    Rule("L9", LEADER, REPLICA,
+         (g.is_primary_running, g.is_disk_full, g.is_unpaused, g.is_etcd_watched, g.has_streaming_heir),
+         "the server's disk is full, and a member with room can take over at once",
+         fence=orders.fence_on_a_full_disk),
+    Rule("L10", LEADER, REPLICA,
+         (g.has_ended_for_want_of_room, g.is_unpaused, g.is_etcd_watched, g.has_heir),
+         "the server ended with its disk full, and a member with room can take over at once",
+         fence=orders.fence_immediately),
     # ---- rewinding ------------------------------------------------------------------------------------------------
     Rule("W1", REWINDING, REPLICA,
          (g.has_rewound, g.is_directory_a_cluster),
@@ -246,6 +263,10 @@ DUTIES: tuple[Duty, ...] = (
     Duty("ask-successor", (REPLICA,), orders.ask_successor,
          (g.is_leader_key_named_for_us, g.is_server_absent, g.is_directory_a_cluster, g.is_successor_question_due),
          "the key is released when the successor holds the last record", first_ms=20, most_ms=250),
+    Duty("ask-heirs", (LEADER,), orders.ask_heirs,
+         (g.is_heir_wanted, g.is_etcd_watched),
+         "a leader in trouble steps down only when somebody can take over at once",
+         first_ms=250, most_ms=1_000, settle_ms=HEIRS_ASKED_EVERY_MS),
     Duty("ask-failsafe", (LEADER,), orders.ask_failsafe,
          (g.is_failsafe_wanted,),
          "without etcd the leader goes on only while every member confirms it", first_ms=100, most_ms=500),

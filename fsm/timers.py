@@ -5,12 +5,15 @@ from collections.abc import Iterator
 from fsm.election import starts_awaited_until_ms
 from fsm.guards.leading import start_timeout_ms
 from fsm.handover import request_in_force
+from fsm.stalls import has_no_room
 from fsm.states import State
 from fsm.syncnames import STRICTLY_NOBODY
 from fsm.table import DUTIES, Duty
 from fsm.timing import (
+    DISK_FULL_FOR_MS,
     FAILSAFE_AFTER_MS,
     FENCE_SILENT_MS,
+    FULL_STANDS_AFTER_MS,
     HANDOVER_CATCH_UP_MS,
     NAMED_SUCCESSOR_WAIT_MS,
     OUTRANKED_FOR_MS,
@@ -85,6 +88,13 @@ def _server_instants(view: View) -> Iterator[int]:
         yield view.fence.armed_until_ms or 0
 
 
+def _stall_instants(view: View) -> Iterator[int]:
+    if view.disk.full_since_ms is not None:
+        yield view.disk.full_since_ms + DISK_FULL_FOR_MS
+    if view.leader_free_since_ms is not None and has_no_room(view.disk):
+        yield view.leader_free_since_ms + FULL_STANDS_AFTER_MS
+
+
 def _sync_instants(view: View) -> Iterator[int]:
     if view.waiting.shown_since_ms is not None:
         yield view.waiting.shown_since_ms + SYNC_SETTLE_MS
@@ -117,6 +127,7 @@ def wake_at_ms(view: View) -> int | None:
         _lease_instants,
         _election_instants,
         _server_instants,
+        _stall_instants,
         _sync_instants,
         _request_instants,
         _effect_instants,

@@ -71,6 +71,50 @@ at once, a crash loop must not fill the disk with logs and the processors with r
 FENCE_SILENT_MS = 3_000
 """How long a server may run for writing before the fence has confirmed a deadline; it answers in a millisecond."""
 
+STARVED_MS = 1_000
+"""A loop that stood still for this long was not able to judge whether others answer. Precedent: the loop warns at half
+of it."""
+
+SILENCE_GAP_MS = 3_000
+"""Two looks in a row are no further apart; a longer pause shows that nobody looked, and the count begins anew."""
+
+SILENT_LOOKS_MIN = 2
+"""So many looks must hear nothing: the first is on the connection that answered before, the next on a fresh one. With
+looks of 2.5 s the server is then silent for 5 s, which is also when clients are sent elsewhere."""
+
+STALL_TIMEOUT_LEAST_S = 5
+"""The shortest `primary_stall_timeout`: two looks."""
+
+HEIRS_ASKED_EVERY_MS = 2_000
+HEIR_FRESH_MS = 5_000
+"""How often a leader in trouble asks who could take over, and how old an answer may be: two questions may be lost."""
+
+DISK_LOOK_LEADING_MS = 1_000
+DISK_LOOK_MS = 5_000
+"""How often the disk is looked at: a leader's, whose rule has ten seconds for all it does, and any other's."""
+
+DISK_WRITE_EVERY_MS = 3_000
+"""How often a leader that writes no WAL writes a block of the agent's own, to see whether the disk takes it."""
+
+SILENT_PEER_MS = 5_000
+"""A member whose server has not answered its own agent for this long holds up no election: it could not be promoted."""
+
+DISK_FULL_FOR_MS = 2_000
+"""How long there must be no room before the disk counts as full: what a sort spills is often gone in a moment."""
+
+DISK_ROOMY_SEGMENTS = 4
+DISK_ROOMY_FOR_MS = 30_000
+"""A disk that was full counts as full until there has been room for so many WAL segments for this long. Otherwise the
+vacuum of one file would send the leadership to and fro."""
+
+FULL_DISK_STOP_MS = 4_000
+"""How long a server whose disk is full may take for its fast shutdown before it is killed: clients are gone at its
+beginning, and the standbys get WAL to its end."""
+
+FULL_STANDS_AFTER_MS = 10_000
+"""How long a member whose disk is full leaves a free key to the others. Then it stands all the same: a primary that may
+run out of room serves more than none."""
+
 PROMOTE_AGAIN_MS = 10_000
 """After this long without an end of recovery a promotion is asked for once more, in case the request was lost."""
 

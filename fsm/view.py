@@ -9,6 +9,7 @@ from fsm.dynamic import Dynamic
 from fsm.events import Identity
 from fsm.facts import DataDirectory, Fact, FailsafeAnswer, Key, PeerReport, Probe, TimelineHistory
 from fsm.losses import FormerLeader, LossEstimate, Promotion
+from fsm.silence import Disk, Silence
 from fsm.states import State
 from fsm.syncnames import SyncNames
 from fsm.timing import writable_until_ms
@@ -60,6 +61,10 @@ class Server(Fact, frozen=True, kw_only=True):
     """The last answer of this very postmaster; kept when later probes fail."""
     probed_at_ms: int = 0
     silent_since_ms: int | None = None
+    mute: Silence | None = None
+    """The silence of this postmaster while it says nothing at all; None while it says anything, if only an error."""
+    is_doomed: bool = False
+    """True once all that is left of it hangs in the kernel and will not run another instruction."""
     is_starting: bool = False
     served_since_ms: int | None = None
     exited_pid: int | None = None
@@ -217,6 +222,7 @@ class View(Fact, frozen=True, kw_only=True):
     fence: Fence = Fence()
     server: Server = Server()
     directory: DataDirectory | None = None
+    disk: Disk = Disk()
     leader_history: LeaderHistory | None = None
     peers: dict[str, HeardPeer] = field(default_factory=dict)
     peers_heard_at_ms: int = 0

@@ -10,11 +10,16 @@ from msgspec import Struct
 
 from fsm.dynamic import Dynamic
 from fsm.timing import (
+    DISK_FULL_FOR_MS,
+    DISK_LOOK_LEADING_MS,
     FAILED_STARTS_MAX,
+    FULL_DISK_STOP_MS,
     HANDOVER_CATCH_UP_MS,
     NAMED_SUCCESSOR_WAIT_MS,
     PEER_ANSWER_TIMEOUT_MS,
+    PROBE_IDLE_MS,
     PROBE_SYNC_MS,
+    SILENCE_GAP_MS,
     STARTING_MEMBER_WAIT_MS,
     SYNC_STUCK_MS,
     fence_margin_ms,
@@ -49,6 +54,8 @@ def worst_cases(dynamic: Dynamic) -> list[WorstCase]:
         _silent_death(dynamic),
         _dead_agent(dynamic),
         _server_crash(dynamic),
+        *_hung_server(dynamic),
+        _full_disk(),
         _switchover(dynamic),
         _restart_of_everything(dynamic),
         _lost_etcd(dynamic),
@@ -114,6 +121,35 @@ def _server_crash(dynamic: Dynamic) -> WorstCase:
         because=f"{tries}, and takes as long as PostgreSQL's crash recovery; after primary_start_timeout "
         f"({seconds(start_ms)}) another member is elected, which waits {seconds(PEER_ANSWER_TIMEOUT_MS)} for members "
         "that do not answer; then PostgreSQL's own promotion",
+    )
+
+
+def _hung_server(dynamic: Dynamic) -> Iterator[WorstCase]:
+    limit_ms = dynamic.primary_stall_timeout_s * 1000
+    case = "the primary's server or its disk hangs, its agent lives"
+    if not limit_ms:
+        because = "primary_stall_timeout is 0: it stays the primary, although nothing is written"
+        yield WorstCase(case=case, at_most_ms=None, because=because)
+        return
+    yield WorstCase(
+        case=case,
+        at_most_ms=SILENCE_GAP_MS + limit_ms + PROBE_IDLE_MS + PEER_ANSWER_TIMEOUT_MS,
+        because=f"it was looked at just before, so the first look that hears nothing begins up to "
+        f"{seconds(SILENCE_GAP_MS)} later; for primary_stall_timeout ({seconds(limit_ms)}) nothing may come, which the "
+        f"last look may find up to {seconds(PROBE_IDLE_MS)} late; then the server is killed and its key released, and "
+        f"the election waits {seconds(PEER_ANSWER_TIMEOUT_MS)} for members that do not answer; then PostgreSQL's own "
+        "promotion. It stays the primary as long as no other member could be promoted",
+    )
+
+
+def _full_disk() -> WorstCase:
+    return WorstCase(
+        case="the primary's data disk is full",
+        at_most_ms=DISK_LOOK_LEADING_MS + DISK_FULL_FOR_MS + FULL_DISK_STOP_MS + PEER_ANSWER_TIMEOUT_MS,
+        because=f"it is looked at every {seconds(DISK_LOOK_LEADING_MS)}, counts as full after "
+        f"{seconds(DISK_FULL_FOR_MS)}, the server has {seconds(FULL_DISK_STOP_MS)} for its shutdown, and the election "
+        f"waits {seconds(PEER_ANSWER_TIMEOUT_MS)} for members that do not answer; then PostgreSQL's own promotion. It "
+        "stays the primary as long as no member whose disk has room streams from it",
     )
 
 

@@ -3,19 +3,23 @@
 from fsm import election
 from fsm.guards.cluster import has_data_of_this_cluster, has_made_the_cluster
 from fsm.guards.server import is_standby_running, may_a_primary_be_running
+from fsm.guards.stalling import has_room_to_lead
 from fsm.handover import request_in_force
+from fsm.stalls import is_mute
 from fsm.timing import NAMED_SUCCESSOR_WAIT_MS, PEER_ANSWER_TIMEOUT_MS, PEER_REASK_LATER_MS, PEER_REASK_MS
 from fsm.view import View
 
 
 def is_able_to_stand(view: View) -> bool:
-    """Tags, timeline, failsafe list, synchronous mode and lag allow this node to be promoted, and its standby runs."""
+    """Tags, timeline, failsafe list, disk, synchronous mode and lag allow this node to lead; its standby answers."""
     return (
         is_standby_running(view)
+        and not is_mute(view)
         and not election.is_barred(view)
         and has_data_of_this_cluster(view)
         and is_on_the_newest_timeline(view)
         and is_listed_for_failsafe(view)
+        and (has_room_to_lead(view) or is_named_successor(view))
         and (election.is_failover_to_us(view) or _is_fresh_enough(view))
     )
 

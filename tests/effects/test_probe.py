@@ -8,10 +8,10 @@ import pytest
 
 from effects.clock import now_ms
 from effects.embedded import postgres_bin_dir, readable_copy
-from effects.errors import PostgresError, ServerStarting
-from effects.probe import Prober, parse_upstream
+from effects.errors import PostgresError, ServerMute, ServerStarting
+from effects.probe import Prober, QueryFailed, parse_upstream
 from effects.programs import RunAs
-from effects.sql import _sqlstate
+from effects.sql import _sqlstate, local_connection
 from tests.effects.servers import PATIENCE_MS, measured, running_nodes
 
 pytestmark = pytest.mark.anyio
@@ -145,13 +145,70 @@ async def test_probe_ends_at_its_deadline_when_the_server_is_frozen(
         try:
             for _ in range(2):
                 began_ms = now_ms()
-                with pytest.raises(PostgresError, match="did not answer within 200 ms"):
+                with pytest.raises(ServerMute, match="did not answer within 200 ms"):
                     await node.prober.probe(200)
                 print(f"a probe of a frozen server: {now_ms() - began_ms} ms")
         finally:
             os.kill(backend_pid, signal.SIGCONT)
             os.kill(postmaster_pid, signal.SIGCONT)
         await node.prober.probe(PATIENCE_MS)
+
+
+@pytest.mark.servers
+async def test_probe_tells_a_slow_server_from_a_silent_one_when_an_answer_comes_late(
+    open_directory: Path, postgres_bin: Path, run_as: RunAs | None
+) -> None:
+    """The backend that was asked first answers after its time, and the postmaster no fresh connection: it is alive."""
+    async with running_nodes(open_directory, postgres_bin, run_as, "n1") as (node,):
+        await node.become_first_primary()
+        rows = await node.execute("SELECT pid FROM pg_stat_activity WHERE query LIKE '%walfile%' AND state = 'idle'")
+        backend_pid, postmaster_pid = int(str(rows[0][0])), (await node.fence.status()).pid
+        assert postmaster_pid
+        os.kill(backend_pid, signal.SIGSTOP)
+        os.kill(postmaster_pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(ServerMute):
+                await node.prober.probe(200)
+            os.kill(backend_pid, signal.SIGCONT)
+            await _until_heard(node.prober)
+            with pytest.raises(ServerMute):
+                await node.prober.probe(200)
+        finally:
+            os.kill(postmaster_pid, signal.SIGCONT)
+        await node.prober.probe(PATIENCE_MS)
+
+
+async def _until_heard(prober: Prober) -> None:
+    """Probe until it is told of a late answer rather than of silence."""
+    deadline_ms = now_ms() + PATIENCE_MS
+    while now_ms() < deadline_ms:
+        try:
+            await prober.probe(200)
+        except ServerMute:
+            continue
+        except PostgresError as error:
+            if "late" in str(error):
+                return
+            raise
+    raise AssertionError("nothing was ever heard")
+
+
+@pytest.mark.servers
+async def test_probe_is_answered_when_a_catalog_is_locked(
+    open_directory: Path, postgres_bin: Path, run_as: RunAs | None
+) -> None:
+    """No session can begin; the one that has begun answers, if only with an error, and is kept."""
+    async with running_nodes(open_directory, postgres_bin, run_as, "n1") as (node,):
+        await node.become_first_primary()
+        began = await node.execute("SELECT pid FROM pg_stat_activity WHERE query LIKE '%walfile%'")
+        async with local_connection(node.settings) as holder, holder.transaction():
+            await holder.execute("LOCK TABLE pg_catalog.pg_authid, pg_catalog.pg_stat_activity")
+            for _ in range(2):
+                with pytest.raises(QueryFailed, match="57014"):
+                    await node.prober.probe(PATIENCE_MS)
+        await node.prober.probe(PATIENCE_MS)
+        ended = await node.execute("SELECT pid FROM pg_stat_activity WHERE query LIKE '%walfile%'")
+        assert set(ended) & set(began)
 
 
 @pytest.mark.servers

@@ -9,6 +9,7 @@ from fsm.facts import PeerReport, Standby
 from fsm.machine import Decision
 from fsm.table import TABLE
 from fsm.timing import FAILED_STARTS_MAX, HANDOVER_CATCH_UP_MS, NAMED_SUCCESSOR_WAIT_MS, REWIND_ATTEMPTS_MAX
+from tests.fsm.test_stalls import STORIES as STORIES_OF_STALLS
 from tests.fsm.world import (
     CLUSTER,
     EMPTY,
@@ -784,7 +785,7 @@ def test_every_rule_is_fired_when_all_stories_are_told(monkeypatch: pytest.Monke
         return decision
 
     monkeypatch.setattr(World, "feed", listen)
-    for story in STORIES:
+    for story in (*STORIES, *STORIES_OF_STALLS):
         story()
     assert {rule.id for rule in TABLE} - fired == set()
 
