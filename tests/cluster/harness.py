@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, TypedDict, Unpack
 
 import anyio
@@ -46,6 +46,8 @@ class Wanted(TypedDict, total=False):
     idle: Collection[str]
     """Nodes that are not started; `real.cluster.node(name).start()` does it later. With all of them idle there is no
     cluster yet."""
+    around: Callable[[DemoCluster, Workspace], AbstractContextManager[None]]
+    """What is there before the first process starts until after the last has ended, such as disks."""
     hosts: Callable[[tuple[str, ...]], list[str]]
     """Makes `etcd3.hosts` of the members' endpoints; the endpoints themselves."""
 
@@ -126,7 +128,10 @@ async def running_cluster(**wanted: Unpack[Wanted]) -> AsyncIterator[tuple[RealC
     try:
         await anyio.to_thread.run_sync(workspace.find_postgres, None)
         cluster = _prepared(workspace, wanted)
+        surroundings = AsyncExitStack()
         try:
+            if "around" in wanted:
+                surroundings.enter_context(wanted["around"](cluster, workspace))
             async with Watcher(cluster) as watcher:
                 await cluster.start(but=idle)
                 began_ms = now_ms()
@@ -144,6 +149,7 @@ async def running_cluster(**wanted: Unpack[Wanted]) -> AsyncIterator[tuple[RealC
         finally:
             with anyio.CancelScope(shield=True):
                 await cluster.stop()
+                await surroundings.aclose()
     finally:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(workspace.close)
