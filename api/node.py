@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import ssl
 import tempfile
 import uuid
@@ -16,14 +17,18 @@ from pathlib import Path
 from typing import IO
 
 import anyio
+from anyio.abc import TaskStatus
+from msgspec import Struct
+from starlette.types import ASGIApp
 
 from api.access import Access
 from api.app import build_app
 from api.reloading import SettingsReader, configure_access, credentials_of
-from api.server import serve
+from api.server import LEAVE_WITHIN_S, bind, close_sockets, serve
 from api.tls import ApiTls, TlsSettings
 from effects.agent import Agent
 from effects.bootstrap_values import IgnoredValues
+from effects.clock import now_ms
 from effects.clone import basebackup_arguments
 from effects.config_desk import ConfigDesk
 from effects.disk import DiskLooker, DiskSource
@@ -47,9 +52,12 @@ from effects.server import Server
 from effects.server_settings import Login, ServerSettings
 from effects.settings_preflight import find_bin_dir
 from effects.settings_types import Credentials, Secret, Settings
+from effects.signals import Signals
 from effects.sources import EtcdSource, FenceSource, ProbeSource
+from effects.successor import HandedOver, Inherited, Successor
 from fsm.dynamic import Dynamic, parse_dynamic
 from fsm.events import Identity
+from fsm.status import standing_word
 from fsm.timing import watch_progress_every_ms
 
 LIBPQ_OPTIONS = tuple(name for name in Credentials.__struct_fields__ if name not in ("username", "password"))
@@ -60,6 +68,11 @@ SOCKET_PATH_BYTES_MAX = 90
 
 FIRST_CONFIG = {"ttl": 30, "loop_wait": 10, "retry_timeout": 10, "maximum_lag_on_failover": 1048576}
 """What `config` begins with when the settings say nothing. Source: Patroni's defaults."""
+
+SETTLED_WITHIN_S = 5.0
+"""How long the first clients wait after a restart in place; then they are told how things are."""
+FINISH_WITHIN_S = 2.0
+"""How long requests under way, and such as were just begun, may take before a restart in place."""
 
 logger = logging.getLogger(__name__)
 
@@ -143,18 +156,33 @@ def socket_directory(settings: Settings) -> Path:
     return Path(tempfile.gettempdir()) / f"matriarch-{digest}"
 
 
-def lock_agent(state_dir: Path) -> IO[str]:
-    """The lock that keeps a second agent away from this node, held while the file is open.
+def lock_agent(state_dir: Path, inherited_fd: int | None = None) -> IO[str]:
+    """The lock that keeps a second agent away from this node, held while the file is open; it holds this process's pid.
 
-    Raises: ConfigError when another agent holds it.
+    inherited_fd: the lock as the agent before, in the same process, held it. Raises: ConfigError when another agent
+    holds it.
     """
-    file = (state_dir / "agent.lock").open("w")
+    path = state_dir / "agent.lock"
+    if inherited_fd is not None and _is_file_at(inherited_fd, path):
+        return os.fdopen(inherited_fd, "r+")
+    file = path.open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         raise ConfigError([f"{state_dir}: another agent runs on it; stop that one first"]) from None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
     return file
+
+
+def _is_file_at(fd: int, path: Path) -> bool:
+    """True when an open file is the one that lies there."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except OSError:
+        return False
 
 
 def boot_id() -> str:
@@ -162,20 +190,77 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-async def run_node(settings: Settings, run_as: RunAs | None, reread: Callable[[], Settings] | None = None) -> int:
-    """Run this node until it is told to stop; the exit status.
+class Ended(Struct, frozen=True, kw_only=True):
+    """How a node's run ended: with an exit status, or with what passes to its successor in the same process."""
+
+    status: int = 0
+    successor: Inherited | None = None
+
+
+def check_node(settings: Settings, run_as: RunAs | None) -> None:
+    """Returns when a node could be made of these settings: its files can be read and all its parts imported.
+
+    Raises: ConfigError.
+    """
+    identity_of(settings)
+    server_settings_of(settings, run_as)
+    _api_tls(settings)
+    _client_certificate(settings)
+    configure_access(Access(), settings.restapi)
+
+
+def fixed_settings(settings: Settings, run_as: RunAs | None) -> dict[str, str]:
+    """What makes a node this node: its server, its fence and its keys are found by these."""
+    found = {name: str(getattr(settings, name)) for name in ("scope", "namespace", "name", "state_dir")}
+    return found | {"postgresql.data_dir": str(settings.postgresql.data_dir), "user": run_as.name if run_as else ""}
+
+
+def listen_address(settings: Settings) -> str:
+    """Where the API listens, as one text."""
+    return f"{settings.restapi.listen_host}:{settings.restapi.listen_port}"
+
+
+async def run_node(
+    settings: Settings,
+    run_as: RunAs | None,
+    reread: Callable[[], Settings] | None = None,
+    inherited: Inherited | None = None,
+    signals: Signals | None = None,
+) -> Ended:
+    """Run this node until it is told to stop, or to make way for its successor.
 
     Args:
         settings: what this node was told, checked.
         run_as: the user that PostgreSQL's programs run as; None for this process's own.
         reread: reads the settings again, for SIGHUP and POST /reload; None: they stay as they are.
+        inherited: listening sockets and the lock, from systemd or from the agent before in this process.
+        signals: what this process was sent; None: it is told by the API alone.
 
     Raises: ConfigError.
     """
-    api_tls, certificate = _api_tls(settings), _client_certificate(settings)
+    inherited = inherited or Inherited()
+    lock, log, last_seq = _open_state(settings, inherited)
+    promise = read_promise(settings.state_dir)
+    agent = Agent(identity_of(settings), boot_id(), log, last_seq, promise, in_place=inherited.is_successor)
+    sockets = inherited.sockets_for(listen_address(settings))
+    try:
+        sockets = sockets or await bind(settings.restapi.listen_host, settings.restapi.listen_port)
+        tell = partial(_told, agent, settings, run_as, is_activated=inherited.is_activated)
+        await _run_with_api(agent, settings, run_as, reread, log, sockets, inherited, signals, tell)
+        if agent.is_succeeded:
+            return Ended(successor=Inherited(sockets, os.dup(lock.fileno()), tell()))
+        return Ended(status=agent.exit_status)
+    finally:
+        lock.close()
+        if not agent.is_succeeded:
+            close_sockets(sockets)
+
+
+def _open_state(settings: Settings, inherited: Inherited) -> tuple[IO[str], TransitionLog, int]:
+    """The agent's lock, its log, and the number of the last entry in it. Raises: ConfigError."""
     try:
         make_directory(settings.state_dir, None)
-        lock = lock_agent(settings.state_dir)
+        lock = lock_agent(settings.state_dir, inherited.lock_fd)
         log, recovered = TransitionLog.open(settings.state_dir / "log")
     except OSError as error:
         remedy = "make its parent writable for the agent, or set matriarch.state_dir"
@@ -184,8 +269,32 @@ async def run_node(settings: Settings, run_as: RunAs | None, reread: Callable[[]
         logger.warning(
             "the log's last %d bytes were damaged and are kept in %s", recovered.torn_bytes, recovered.kept_aside
         )
-    promise = read_promise(settings.state_dir)
-    agent = Agent(identity_of(settings), boot_id(), log, recovered.last_seq, promise)
+    return lock, log, recovered.last_seq
+
+
+def _told(agent: Agent, settings: Settings, run_as: RunAs | None, *, is_activated: bool) -> HandedOver:
+    """What a successor is told, as of now."""
+    return HandedOver(
+        listen=listen_address(settings),
+        is_activated=is_activated,
+        standing=standing_word(agent.board.current.view, now_ms()),
+        fixed=fixed_settings(settings, run_as),
+    )
+
+
+async def _run_with_api(
+    agent: Agent,
+    settings: Settings,
+    run_as: RunAs | None,
+    reread: Callable[[], Settings] | None,
+    log: TransitionLog,
+    sockets: list[socket.socket],
+    inherited: Inherited,
+    signals: Signals | None,
+    tell: Callable[[], HandedOver],
+) -> None:
+    """The agent and its API, until the agent ends."""
+    api_tls, certificate = _api_tls(settings), _client_certificate(settings)
     etcd = etcd_client(settings.etcd)
     access = Access()
     configure_access(access, settings.restapi)
@@ -201,19 +310,45 @@ async def run_node(settings: Settings, run_as: RunAs | None, reread: Callable[[]
     try:
         async with anyio.create_task_group() as tasks:
             app = build_app(agent.board, log, agent.report, access=access, configs=configs, reload=reader.read)
-            await tasks.start(serve, app, settings.restapi.listen_host, settings.restapi.listen_port, api_tls)
+            await tasks.start(_serve, app, sockets, api_tls, agent, inherited.told)
             await tasks.start(log.run)
-            tasks.start_soon(_stop_on_signal, agent)
-            tasks.start_soon(_reload_on_signal, agent, reader)
-            await _run_agent(agent, settings, run_as, etcd, peers, source, configs, reader)
+            if signals is not None:
+                tasks.start_soon(_obey, signals, agent, reader)
+            await _run_agent(agent, settings, run_as, etcd, peers, source, configs, reader, Successor(tell))
             await log.aclose()
             tasks.cancel_scope.cancel()
     finally:
         with anyio.CancelScope(shield=True):
             await peers.aclose()
             await etcd.aclose()
-        lock.close()
-    return agent.exit_status
+
+
+async def _serve(
+    app: ASGIApp,
+    sockets: list[socket.socket],
+    tls: ApiTls | None,
+    agent: Agent,
+    told: HandedOver | None,
+    *,
+    task_status: TaskStatus[object] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    """The API, until cancelled. After a restart in place the first clients wait until they can be answered as before:
+    their connections are in the kernel's queue already."""
+    serving = partial(
+        serve, app, "", 0, tls, sockets=sockets, finish_within_s=lambda: _finish_within_s(agent.is_succeeded)
+    )
+    if told is None:
+        await serving(task_status=task_status)
+        return
+    task_status.started(None)
+    with anyio.move_on_after(SETTLED_WITHIN_S):
+        while standing_word(agent.board.current.view, now_ms()) != told.standing:
+            await agent.board.changed()
+    await serving()
+
+
+def _finish_within_s(is_succeeded: bool) -> float:
+    return FINISH_WITHIN_S if is_succeeded else LEAVE_WITHIN_S
 
 
 async def _run_agent(
@@ -225,6 +360,7 @@ async def _run_agent(
     source: EtcdSource,
     configs: ConfigDesk,
     reader: SettingsReader,
+    successor: Successor,
 ) -> None:
     """The agent with its sources and executors, until it ends."""
     prefix = prefix_of(settings.namespace, settings.scope)
@@ -249,6 +385,7 @@ async def _run_agent(
         *peers.lanes(agent.report),
         *FailsafeCheck(peers).lanes(agent.report),
         *Promises(settings.state_dir, boot_id()).lanes(agent.report),
+        successor.lane(agent.report),
     ]
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(source.run)
@@ -257,8 +394,9 @@ async def _run_agent(
         tasks.start_soon(ProbeSource(agent.board, prober, agent.report, pulse).run)
         tasks.start_soon(DiskSource(agent.board, looker, agent.report, pulse).run)
         await agent.run(lanes)
-        with contextlib.suppress(MatriarchError):
-            await fence.link.quit()  # refused while a server runs: then the fence goes on holding it
+        if not agent.is_succeeded:
+            with contextlib.suppress(MatriarchError):
+                await fence.link.quit()  # refused while a server runs: then the fence goes on holding it
         tasks.cancel_scope.cancel()
     prober.close()
 
@@ -267,21 +405,25 @@ def _watch_progress(agent: Agent) -> int:
     return watch_progress_every_ms(agent.board.current.view.dynamic.ttl_s)
 
 
-async def _stop_on_signal(agent: Agent) -> None:
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for number in signals:
-            logger.info("%s: stopping", signal.Signals(number).name)
-            agent.stop()
+async def _obey(signals: Signals, agent: Agent, reader: SettingsReader) -> None:
+    """Do what signals ask for. Source: Patroni, "signals"; SIGUSR2 is Matriarch's own."""
+    async with contextlib.aclosing(signals.each()) as each:
+        async for number in each:
+            match number:
+                case signal.SIGHUP:
+                    await _reload(agent, reader)
+                case signal.SIGUSR2:
+                    agent.restart(number.name)
+                case _:
+                    logger.info("%s: stopping", number.name)
+                    agent.stop()
 
 
-async def _reload_on_signal(agent: Agent, reader: SettingsReader) -> None:
-    """SIGHUP reads the settings again. Source: Patroni, signals."""
-    with anyio.open_signal_receiver(signal.SIGHUP) as signals:
-        async for _ in signals:
-            try:
-                agent.report(await reader.read("SIGHUP", "SIGHUP"))
-            except ConfigError as error:
-                logger.error("SIGHUP: the settings were not read again: %s", "; ".join(error.faults))  # noqa: TRY400
+async def _reload(agent: Agent, reader: SettingsReader) -> None:
+    try:
+        agent.report(await reader.read("SIGHUP", "SIGHUP"))
+    except ConfigError as error:
+        logger.error("SIGHUP: the settings were not read again: %s", "; ".join(error.faults))  # noqa: TRY400
 
 
 def _api_tls(settings: Settings) -> ApiTls | None:

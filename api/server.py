@@ -4,7 +4,7 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import anyio
@@ -17,9 +17,13 @@ from api.quick import QuickProtocol
 from api.tls import ApiTls
 from effects.errors import ConfigError
 
-BACKLOG = 512
+BACKLOG = 4096
+"""Connections that may wait while nobody takes them: a restart in place may take seconds on a busy machine."""
 LEAVE_WITHIN_S = 0.3
 """How long answers under way may take once the API ends; streams and long waits are then cut."""
+HANDSHAKE_S = 0.05
+"""How long a TLS handshake may take before its connection is known, and then has a request on the way."""
+POLL_S = 0.005
 _NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
@@ -42,19 +46,33 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]  # a generator there
         return nullcontext()
 
-    async def close(self) -> None:
-        """Take no more requests, let those under way end for a moment, then cut them off."""
+    async def close(self, finish_within_s: float) -> None:
+        """Take no more requests, let those under way end for a while, then cut them off.
+
+        A connection that was just taken has its request on the way: closed now, it would be reset.
+        """
         for server in getattr(self, "servers", []):
             server.close()
+        with anyio.move_on_after(finish_within_s):
+            await self._until_all_have_asked()
         for connection in list(self.server_state.connections):
             connection.shutdown()
-        await self._wait_for_tasks()
+        with anyio.move_on_after(finish_within_s):
+            while self.server_state.tasks:  # one may stay to be cut: a stream
+                await asyncio.wait(set(self.server_state.tasks))
         for connection in list(self.server_state.connections):
             if connection.transport is not None:
                 connection.transport.abort()
         for task in self.server_state.tasks:
             task.cancel()
         await self._wait_for_tasks()
+
+    async def _until_all_have_asked(self) -> None:
+        """Return when every connection that was taken has brought a request; those that shake hands are not listed."""
+        await anyio.sleep(HANDSHAKE_S)
+        connections = self.server_state.connections
+        while any(getattr(found, "cycle", None) is None for found in connections):  # noqa: ASYNC110 - uvicorn's own
+            await anyio.sleep(POLL_S)
 
     async def _wait_for_tasks(self) -> None:
         if self.server_state.tasks:
@@ -77,6 +95,8 @@ async def serve(
     port: int,
     tls: ApiTls | None = None,
     *,
+    sockets: Sequence[socket.socket] = (),
+    finish_within_s: Callable[[], float] = lambda: LEAVE_WITHIN_S,
     task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled. `task_status` tells the port once connections are taken.
@@ -86,10 +106,12 @@ async def serve(
         host: a name or an address to listen on; "" or "*" for all of them.
         port: 0 for any that is free.
         tls: the certificate to serve HTTPS with; None serves HTTP.
+        sockets: listening already, and left open at the end, so that nobody is refused; without any they are made.
+        finish_within_s: how long requests under way may take once it is cancelled.
 
     Raises: ConfigError when the address cannot be listened on. Source: Patroni, restapi.listen.
     """
-    sockets = await bind(host, port)
+    served = [one.dup() for one in sockets] or await bind(host, port)
     config = uvicorn.Config(
         app,
         http=_Protocol,
@@ -106,13 +128,13 @@ async def serve(
         ssl_context_factory=None if tls is None else lambda _config, _default: tls.context,
     )
     logging.getLogger("uvicorn.error").addFilter(_is_worth_telling)
-    server = _Server(config, lambda: task_status.started(sockets[0].getsockname()[1]))
+    server = _Server(config, lambda: task_status.started(served[0].getsockname()[1]))
     try:
-        await server.serve(sockets)
+        await server.serve(served)
     finally:
         with anyio.CancelScope(shield=True):
-            await server.close()
-        _close(sockets)
+            await server.close(finish_within_s())
+        close_sockets(served)
 
 
 def _is_worth_telling(record: logging.LogRecord) -> bool:
@@ -142,7 +164,7 @@ def _bind_each(addresses: list[tuple[socket.AddressFamily, tuple[str, int]]]) ->
             bound.append(_bind(family, (address[0], same_port)))
         except OSError as error:
             if error.errno not in _NOT_HERE:
-                _close(bound)
+                close_sockets(bound)
                 raise
             lacking = error
     if not bound and lacking is not None:
@@ -164,6 +186,7 @@ def _bind(family: socket.AddressFamily, address: tuple[str, int]) -> socket.sock
     return listening
 
 
-def _close(sockets: list[socket.socket]) -> None:
+def close_sockets(sockets: Sequence[socket.socket]) -> None:
+    """Close all of them."""
     for one in sockets:
         one.close()

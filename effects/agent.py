@@ -19,7 +19,7 @@ from effects.telling import lines
 from fsm import effects as do
 from fsm.effects import AnyEffect
 from fsm.entries import SnapshotEntry, encode, make_entry
-from fsm.events import AgentStarted, AnyEvent, AnyResult, Done, Identity, StopAsked, Ticked
+from fsm.events import AgentRestartAsked, AgentStarted, AnyEvent, AnyResult, Done, Identity, StopAsked, Ticked
 from fsm.facts import KeptPromise
 from fsm.machine import Decision, step
 from fsm.view import View
@@ -36,11 +36,22 @@ class Agent:
     """One node's loop. `report` is how everything that happens comes in."""
 
     def __init__(
-        self, identity: Identity, boot: str, log: TransitionLog, last_seq: int, promise: KeptPromise | None = None
+        self,
+        identity: Identity,
+        boot: str,
+        log: TransitionLog,
+        last_seq: int,
+        promise: KeptPromise | None = None,
+        *,
+        in_place: bool = False,
     ) -> None:
-        """`promise`: what an earlier agent of this node promised a leader without etcd."""
+        """`promise`: what an earlier agent of this node promised a leader without etcd. `in_place`: an agent became
+        this one, in the same process."""
         self.board = Board()
         self.exit_status = 0
+        self.is_succeeded = False
+        """True once the agent on the disk is to take this one's place."""
+        self._in_place = in_place
         self._identity, self._boot, self._log, self._promise = identity, boot, log, promise
         self._view = View(seq=last_seq)
         self._inbox: deque[AnyEvent] = deque()
@@ -58,14 +69,19 @@ class Agent:
         self._arrived.set()
 
     def lane(self) -> Lane:
-        """The agent's own executor: it can end the agent."""
-        return Lane("agent", {do.Exit: self._exit}, self.report)
+        """The agent's own executor: it can end the agent, for good or for its successor."""
+        return Lane("agent", {do.Exit: self._exit, do.BecomeNewAgent: self._step_aside}, self.report)
 
     async def run(self, lanes: list[Lane], *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Decide until an Exit effect ends it; afterwards `exit_status` tells how."""
         self._lanes = Lanes([*lanes, self.lane()], frozenset(AnyEffect.__args__))
         started = AgentStarted(
-            at_ms=now_ms(), identity=self._identity, boot=self._boot, wall=wall_time(), promise=self._promise
+            at_ms=now_ms(),
+            identity=self._identity,
+            boot=self._boot,
+            wall=wall_time(),
+            promise=self._promise,
+            in_place=self._in_place,
         )
         self.report(started)
         async with anyio.create_task_group() as tasks:
@@ -90,6 +106,17 @@ class Agent:
     def stop(self) -> None:
         """Ask the agent to end in good order."""
         self.report(StopAsked(at_ms=now_ms()))
+
+    def restart(self, request_id: str) -> None:
+        """Ask the agent to become the agent on the disk."""
+        self.report(AgentRestartAsked(at_ms=now_ms(), request_id=request_id, by=request_id))
+
+    async def _step_aside(self, effect: do.BecomeNewAgent) -> AnyResult:
+        logger.info("the agent on the disk takes over in this process; server, lease and sockets stay as they are")
+        self.is_succeeded = True
+        self._is_over.set()
+        await anyio.sleep_forever()  # what this agent would say from here on nobody would hear
+        return Done()
 
     async def _exit(self, effect: do.Exit) -> AnyResult:
         self.exit_status = effect.status

@@ -47,6 +47,7 @@ class DroppingHandler(logging.handlers.QueueHandler):
     """Hands records to the thread that writes them; one that finds the queue full is counted in `lost`."""
 
     lost = 0
+    writer: logging.handlers.QueueListener | None = None
 
     def enqueue(self, record: logging.LogRecord) -> None:
         """Queues the record, or drops it; never waits."""
@@ -109,7 +110,17 @@ def _handler(settings: LogSettings) -> logging.Handler:
     listener = logging.handlers.QueueListener(front.queue, file)
     listener.start()
     atexit.register(listener.stop)
+    front.writer = listener
     return front
+
+
+def close_console() -> None:
+    """Writes what waits. `set_up_console` opens the log again."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, DroppingHandler) and handler.writer is not None:
+            atexit.unregister(handler.writer.stop)
+            handler.writer.stop()
+        handler.flush()
 
 
 def _file(settings: LogSettings, directory: Path) -> logging.Handler:

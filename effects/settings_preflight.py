@@ -22,12 +22,13 @@ DATA_DIR_MODES = (0o700, 0o750)
 _DEBIAN_BIN_DIRS = ("/usr/lib/postgresql", "*/bin/postgres")
 
 
-def preflight(settings: Settings, run_as: RunAs | None) -> None:
+def preflight(settings: Settings, run_as: RunAs | None, *, has_api_socket: bool = False) -> None:
     """Returns if this machine can run the server that the settings describe.
 
     Args:
         settings: what was read.
         run_as: the user that PostgreSQL's programs run as; None for this process's own user.
+        has_api_socket: the agent already listens where restapi.listen says.
 
     Raises: ConfigError with every fault, each in one line with its remedy. Nothing is deleted, created or changed.
     Source: PostgreSQL, Creating a Database Cluster; Patroni --validate-config.
@@ -36,7 +37,7 @@ def preflight(settings: Settings, run_as: RunAs | None) -> None:
     major = _check_programs(settings.postgresql, run_as, findings)
     _check_data_dir(settings.postgresql.data_dir, run_as, major, findings)
     _check_state_dir(settings, findings)
-    _check_ports(settings, findings)
+    _check_ports(settings, findings, has_api_socket=has_api_socket)
     findings.raise_faults()
 
 
@@ -205,9 +206,10 @@ def _check_state_dir(settings: Settings, findings: Findings) -> None:
         findings.fault("matriarch.state_dir", message)
 
 
-def _check_ports(settings: Settings, findings: Findings) -> None:
+def _check_ports(settings: Settings, findings: Findings, *, has_api_socket: bool) -> None:
     restapi, postgresql = settings.restapi, settings.postgresql
-    _check_port("restapi.listen", restapi.listen_host.split(","), restapi.listen_port, findings)
+    if not has_api_socket:
+        _check_port("restapi.listen", restapi.listen_host.split(","), restapi.listen_port, findings)
     if _running_port(postgresql.data_dir) != postgresql.listen_port:
         _check_port("postgresql.listen", list(postgresql.listen_hosts), postgresql.listen_port, findings)
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 from fsm.effects import Promote
 from fsm.events import (
+    AgentRestartAsked,
+    AgentStarted,
     ClusterRead,
     ConfigAsked,
     DirectoryRead,
@@ -38,6 +40,7 @@ WISHES = (
     SwitchoverAsked,
     SwitchoverCancelAsked,
     ReloadAsked,
+    AgentRestartAsked,
     ReinitAsked,
 )
 SILENCE_TOLD_AFTER_MS = 2_000
@@ -147,6 +150,8 @@ def _silence_lines(before: View, event: ServerSilent) -> Iterator[Line]:
 
 def _request_lines(before: View, view: View, event: object) -> Iterator[Line]:
     """Who asked for what, and how it ended."""
+    if isinstance(event, AgentStarted) and event.in_place:
+        yield logging.INFO, "this agent took over from the one before, in the same process"
     if isinstance(event, WISHES):
         yield logging.INFO, f"{event.by or 'somebody'} asks for {_wish(event)}"
     for answer in view.answers:
@@ -172,6 +177,8 @@ def _wish(event: object) -> str:
             return "the scheduled switchover to be dropped"
         case ReloadAsked():
             return "the settings to be read again"
+        case AgentRestartAsked():
+            return "a restart of the agent in place"
         case _:
             return "new data from a base backup"
 

@@ -36,6 +36,19 @@ class Restart(Fact, frozen=True, kw_only=True):
     until_ms: int
 
 
+class AgentRestart(Fact, frozen=True, kw_only=True):
+    """A restart of the agent in place. `took_ms`: how long it took to try the new code; 0 until it was tried.
+
+    `refused`: why it was not done, in one line; this agent goes on then.
+    """
+
+    request_id: str
+    asked_at_ms: int
+    until_ms: int
+    took_ms: int = 0
+    refused: str = ""
+
+
 class RestartWish(Fact, frozen=True, kw_only=True):
     """Under which conditions a server is to be restarted, and how long its start may take (0: as configured).
 

@@ -12,8 +12,9 @@ from fsm.losses import LossEstimate
 from fsm.syncnames import SyncNames
 
 Resource = Literal[
-    "lease", "leader", "sync", "keys", "fence", "server", "names", "sql", "peers", "promises", "checks", "agent"
-]
+    "lease", "leader", "sync", "keys", "fence", "server", "names", "sql", "peers", "promises", "checks", "successor",
+    "agent",
+]  # fmt: skip
 
 
 class Effect(
@@ -431,6 +432,22 @@ class CheckFailsafe(Effect, frozen=True, kw_only=True):
     leader: str
 
 
+class CheckNewAgent(Effect, frozen=True, kw_only=True):
+    """Try, in a process of its own, whether the agent on the disk would start with the settings that are there now."""
+
+    resource: ClassVar[Resource] = "successor"
+
+
+class BecomeNewAgent(Effect, frozen=True, kw_only=True):
+    """Execute the agent on the disk in place of this one: same process, same listening sockets, same lock.
+
+    Nothing is given back and nothing is stopped. It is never answered: the successor's first event follows.
+    """
+
+    resource: ClassVar[Resource] = "agent"
+    is_irreversible: ClassVar[bool] = True
+
+
 class Exit(Effect, frozen=True, kw_only=True):
     """End the agent process with a status and one line of reason; the server, if one runs, is left to its fence."""
 
@@ -486,5 +503,7 @@ AnyEffect = (
     | ForgetPromise
     | TryPromise
     | CheckFailsafe
+    | CheckNewAgent
+    | BecomeNewAgent
     | Exit
 )

@@ -49,6 +49,8 @@ class AgentStarted(Event, frozen=True, kw_only=True):
     """The wall clock at the start, for people; never compared."""
     promise: KeptPromise | None = None
     """What an earlier agent of this node promised a leader without etcd, as it lies on disk."""
+    in_place: bool = False
+    """True for the successor of an agent that became it: same process, new code."""
 
 
 class Ticked(Event, frozen=True, kw_only=True):
@@ -231,6 +233,13 @@ class ReloadAsked(Event, frozen=True, kw_only=True):
     by: str = ""
 
 
+class AgentRestartAsked(Event, frozen=True, kw_only=True):
+    """Somebody asked the agent (SIGUSR2) to become its successor: the code and settings that are on the disk now."""
+
+    request_id: str
+    by: str = ""
+
+
 class ReinitAsked(Event, frozen=True, kw_only=True):
     """An operator asked to replace this node's data directory by a new base backup."""
 
@@ -336,6 +345,12 @@ class DirectoryRead(Result, frozen=True, kw_only=True):
     directory: DataDirectory
 
 
+class NewAgentChecked(Result, frozen=True, kw_only=True):
+    """The code and the settings that are on the disk now would start; trying it took `took_ms`."""
+
+    took_ms: int
+
+
 class SyncMarked(Result, frozen=True, kw_only=True):
     """The names in force at the server, and how far its WAL was on disk at an instant after they came into force."""
 
@@ -389,6 +404,7 @@ AnyResult = (
     | ParametersApplied
     | ReplayNeedsRead
     | DirectoryRead
+    | NewAgentChecked
     | SyncMarked
     | HistoryRead
     | PeersHeard
@@ -447,6 +463,7 @@ AnyEvent = (
     | RestartAsked
     | RestartCancelAsked
     | ReloadAsked
+    | AgentRestartAsked
     | ReinitAsked
     | FailsafeAsked
     | VoteAsked

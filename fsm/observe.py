@@ -5,6 +5,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from fsm.agent_restart import agent_restart_asked, with_agent_restart
 from fsm.dynamic import is_configuration, parse_dynamic
 from fsm.effects import (
     DeleteSync,
@@ -18,6 +19,7 @@ from fsm.effects import (
     WriteSync,
 )
 from fsm.events import (
+    AgentRestartAsked,
     AgentStarted,
     AnyEvent,
     ClusterRead,
@@ -39,6 +41,7 @@ from fsm.events import (
     KeysChanged,
     KeyWritten,
     LeaseHeld,
+    NewAgentChecked,
     ParametersApplied,
     PeersHeard,
     PromiseKept,
@@ -112,7 +115,8 @@ MEMBERS = "members/"
 def observe(view: View, event: AnyEvent) -> View:
     """What this node knows after `event`. Every event counts one up in `seq` and moves `now_ms`, never backwards."""
     view = replace(view, seq=view.seq + 1, now_ms=max(view.now_ms, event.at_ms))
-    return settled(_without_unanswered(_FOLDS[type(event)](view, event)))
+    view = _without_unanswered(_FOLDS[type(event)](view, event))
+    return settled(with_agent_restart(view, event))
 
 
 def _without_unanswered(view: View) -> View:
@@ -549,6 +553,10 @@ def _sync_marked(view: View, event: Succeeded, result: SyncMarked) -> View:
     return replace(view, waiting=marked(view.waiting, result.names, result.flushed_lsn))
 
 
+def _unchanged_by(view: View, event: Succeeded, result: NewAgentChecked) -> View:
+    return view  # `with_agent_restart` takes it
+
+
 def _history_read(view: View, event: Succeeded, result: HistoryRead) -> View:
     return replace(view, leader_history=LeaderHistory(leader=result.leader, history=result.history, wall=result.wall))
 
@@ -568,6 +576,7 @@ _RESULTS: dict[type, Callable[[View, Succeeded, Any], View]] = {
     ParametersApplied: _parameters_applied,
     ReplayNeedsRead: _replay_needs_read,
     DirectoryRead: _directory_read,
+    NewAgentChecked: _unchanged_by,
     SyncMarked: _sync_marked,
     HistoryRead: _history_read,
     PeersHeard: _peers_heard,
@@ -598,6 +607,7 @@ _FOLDS: dict[type, Callable[[View, Any], View]] = {
     RestartAsked: restart_asked,
     RestartCancelAsked: restart_cancel_asked,
     ReloadAsked: reload_asked,
+    AgentRestartAsked: agent_restart_asked,
     ReinitAsked: _reinit_asked,
     FailsafeAsked: failsafe_asked,
     VoteAsked: _vote_asked,

@@ -27,6 +27,7 @@ from fsm.timing import (
     FAILSAFE_CHECK_MS,
     FULL_DISK_STOP_MS,
     NAMESAKE_TIMEOUT_MS,
+    NEW_AGENT_CHECK_TIMEOUT_MS,
     PEER_ANSWER_TIMEOUT_MS,
     failsafe_timeout_ms,
     promise_timeout_ms,
@@ -443,6 +444,16 @@ def check_failsafe(view: View) -> do.CheckFailsafe:
     return do.CheckFailsafe(
         timeout_ms=max(FAILSAFE_CHECK_MS, 2 * timeout_ms), api_urls=failsafe_addresses(view), leader=view.name
     )
+
+
+def check_new_agent(view: View) -> do.CheckNewAgent:
+    """Whether the agent on the disk would start."""
+    return do.CheckNewAgent(timeout_ms=NEW_AGENT_CHECK_TIMEOUT_MS)
+
+
+def become_new_agent(view: View) -> do.BecomeNewAgent:
+    """This process, with the agent on the disk."""
+    return do.BecomeNewAgent(timeout_ms=SERVER_TIMEOUT_MS)
 
 
 def exit_quietly(view: View) -> do.Exit:

@@ -95,6 +95,14 @@ def is_writable(view: View, now_ms: int) -> bool:
     return not any(underway.kind in STOPS for underway in view.underway.values())
 
 
+def standing_word(view: View, now_ms: int) -> str:
+    """How clients are served here: "writable", "readable", or "" for neither. A successor of this agent in place lets
+    its first clients wait until it can say the same."""
+    if is_writable(view, now_ms):
+        return "writable"
+    return "readable" if is_readable_standby(view, now_ms, ANY) else ""
+
+
 def has_answered_lately(view: View, now_ms: int) -> bool:
     """True when the server answered a probe within the last seconds."""
     return view.server.probe is not None and now_ms - view.server.probed_at_ms <= ANSWER_FRESH_MS
@@ -325,6 +333,7 @@ def _ours(view: View, is_log_degraded: bool, progress: dict[str, Any] | None) ->
         "seq": view.seq,
         "instance": (view.identity.instance if view.identity else "") or None,
         "log_degraded": is_log_degraded or None,
+        "agent_restart": _agent_restart_fields(view),
         "rebuilding": rebuilding_fields(view),
         "vote_revision": vote_revision(view) or None,
         "replaying": (view.server.probe is not None and view.server.probe.is_replaying) or None,
@@ -347,6 +356,14 @@ def _disk_fields(view: View) -> dict[str, Any] | None:
     if view.disk.trouble is not None:
         fields["trouble"] = view.disk.detail
     return fields
+
+
+def _agent_restart_fields(view: View) -> dict[str, Any] | None:
+    """A restart of the agent that is under way, or why the last one was not done."""
+    restart = view.agent_restart
+    if restart is None:
+        return None
+    return _present({"asked_at_ms": restart.asked_at_ms, "refused": restart.refused or None})
 
 
 # ---- GET /cluster, GET /failsafe ------------------------------------------------------------------------------------

@@ -408,6 +408,13 @@ DUTIES: tuple[Duty, ...] = (
     Duty("try-promise", EVERY_STATE, orders.try_promise,
          (g.is_promise_try_asked,),
          "whether a leader would be confirmed depends on this node's disk too", first_ms=50, most_ms=50),
+    # ---- the agent itself -----------------------------------------------------------------------------------------
+    Duty("check-new-agent", EVERY_STATE, orders.check_new_agent,
+         (g.is_agent_restart_asked, g.is_new_agent_untried, g.is_staying),
+         "an agent that would not start must not take the place of one that runs"),
+    Duty("become-new-agent", EVERY_STATE, orders.become_new_agent,
+         (g.is_agent_restart_asked, g.is_new_agent_tried, g.has_nothing_to_lose, g.is_staying),
+         "somebody asked for a restart of the agent; server, lease and sockets are the successor's"),
     # ---- the way out ----------------------------------------------------------------------------------------------
     Duty("revoke-lease", (*NOT_LEADING, BOOTSTRAPPING), orders.revoke_lease,
          (g.is_stopping, g.is_server_absent, g.has_lease, g.is_leader_key_not_ours),

@@ -109,6 +109,8 @@ def _request_instants(view: View) -> Iterator[int]:
     yield from (asked.until_ms for asked in view.asked.values())
     if view.restart is not None:
         yield view.restart.until_ms
+    if view.agent_restart is not None:
+        yield view.agent_restart.until_ms
     if view.scheduled_restart is not None:
         yield view.scheduled_restart.due_at_ms
     if view.switchover is not None:

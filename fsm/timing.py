@@ -155,6 +155,16 @@ RESTART_STOP_MS = 120_000
 START_TIMEOUT_LEAST_MS = 300_000
 """How long a restarted server may take where primary_start_timeout is 0: that is about crashes. Patroni's default."""
 
+AGENT_RESTART_WITHIN_MS = 60_000
+"""How long a restart of the agent in place is tried for; a moment at which nothing is under way comes in seconds."""
+
+NEW_AGENT_CHECK_TIMEOUT_MS = 30_000
+"""How long a new agent may take to show that it would start; on an idle machine it takes about a second."""
+
+NEW_AGENT_ROOM = 2
+"""How many times as long as its trial took the lease must last when the agent becomes its successor: the successor has
+to start as the trial did, read etcd, and take up key and fence before the deadline."""
+
 REWIND_ATTEMPTS_MAX = 3
 """pg_rewind failures after which the recovery ladder goes on to a new base backup."""
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from msgspec import field
 
-from fsm.asked import Answer, Asked, Restart, ScheduledRestart
+from fsm.asked import AgentRestart, Answer, Asked, Restart, ScheduledRestart
 from fsm.dynamic import Dynamic
 from fsm.events import Identity
 from fsm.facts import DataDirectory, Fact, FailsafeAnswer, Key, PeerReport, Probe, TimelineHistory
@@ -239,6 +239,8 @@ class View(Fact, frozen=True, kw_only=True):
     """What else was asked of this node and is not done yet, by the duty that does it."""
     restart: Restart | None = None
     scheduled_restart: ScheduledRestart | None = None
+    agent_restart: AgentRestart | None = None
+    """A restart of the agent itself that was asked for, or the last one that was refused."""
     answers: tuple[Answer, ...] = ()
     """How the newest requests ended."""
 

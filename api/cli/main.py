@@ -15,6 +15,7 @@ from effects.errors import ConfigError, MatriarchError
 
 COMMANDS = {
     "run": ("api.cli.run", "Run the agent beside one PostgreSQL server."),
+    "restart-agent": ("api.cli.restart_agent", "Restart the agent in place, with the code on the disk."),
     "demo": ("api.cli.demo.command", "A real three-node cluster on this machine, to play with or as a tour."),
     "list": ("api.cli.members", "Show the cluster's members."),
     "topology": ("api.cli.members", "Show the members as a tree."),
@@ -30,7 +31,7 @@ COMMANDS = {
 }
 
 
-FUNCTIONS = {"list": "list_members", "show-config": "show_config"}
+FUNCTIONS = {"list": "list_members", "show-config": "show_config", "restart-agent": "restart_agent"}
 """The functions of commands that are not called as the command is."""
 
 

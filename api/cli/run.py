@@ -2,17 +2,20 @@
 
 import logging
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import anyio
 import click
 
-from effects.console import set_up_console
+from effects.console import close_console, set_up_console
 from effects.errors import ConfigError
 from effects.programs import RunAs
 from effects.settings import load, preflight
 from effects.settings_types import Settings
+from effects.signals import Signals
+from effects.successor import Inherited, become_successor, take_inherited
 
 
 @click.command()
@@ -23,21 +26,44 @@ def run(config: Path | None, check: bool) -> int:
 
     SIGTERM and SIGINT stop it in good order: the server first, then the leader key and the lease. An agent that is
     killed leaves its server to the fence, which holds it to the lease's deadline; a new agent takes both up again.
+    SIGUSR2 restarts the agent in place (see `matriarch restart-agent`), SIGHUP reads the settings again.
     """
+    inherited, signals = take_inherited(os.environ), Signals()
+    signals.install()
     settings = load(config, os.environ)
     set_up_console(settings.log)
     for warning in settings.warnings:
         logging.getLogger("matriarch").warning("%s", warning)
     run_as = user_to_run_as(settings)
-    preflight(settings, run_as)
+    from api.node import check_node, fixed_settings, listen_address
+
+    preflight(settings, run_as, has_api_socket=inherited.serves(listen_address(settings)))
+    inherited.check(fixed_settings(settings, run_as))
     if check:
+        check_node(settings, run_as)
         click.echo("the settings are complete and this machine can run them")
         return 0
+    return _run_and_succeed(settings, run_as, partial(load, config, os.environ), inherited, signals)
+
+
+def _run_and_succeed(
+    settings: Settings, run_as: RunAs | None, reread: Callable[[], Settings], inherited: Inherited, signals: Signals
+) -> int:
+    """Run the node, and its successors in this process; the exit status of the last. A successor that cannot be
+    executed leaves this program to go on."""
     from api.node import run_node
 
-    return anyio.run(
-        run_node, settings, run_as, partial(load, config, os.environ), backend_options={"use_uvloop": True}
-    )
+    while True:
+        ended = anyio.run(run_node, settings, run_as, reread, inherited, signals, backend_options={"use_uvloop": True})
+        if ended.successor is None:
+            return ended.status
+        close_console()
+        signals.hand_on()
+        failure = become_successor(ended.successor)
+        signals.install()
+        set_up_console(settings.log)
+        logging.getLogger("matriarch").critical("the new agent cannot be executed, the old one goes on: %s", failure)
+        inherited = ended.successor
 
 
 def user_to_run_as(settings: Settings) -> RunAs | None:

@@ -3,6 +3,12 @@
 Each docstring is what a person reads when the guard is the reason why something did or did not happen.
 """
 
+from fsm.guards.agent import (
+    has_nothing_to_lose,
+    is_agent_restart_asked,
+    is_new_agent_tried,
+    is_new_agent_untried,
+)
 from fsm.guards.asking import (
     is_cancelling_asked,
     is_config_change_asked,
@@ -202,6 +208,7 @@ __all__ = [
     "has_no_cluster_here",
     "has_no_config",
     "has_not_checkpointed_since_promotion",
+    "has_nothing_to_lose",
     "has_promised_nothing",
     "has_promoted",
     "has_rewind_failed_for_good",
@@ -214,6 +221,7 @@ __all__ = [
     "has_time_left",
     "heirs",
     "is_able_to_stand",
+    "is_agent_restart_asked",
     "is_asynchronous",
     "is_beyond_restart",
     "is_bound_by_a_promise",
@@ -269,6 +277,8 @@ __all__ = [
     "is_listed_for_failsafe",
     "is_name_free",
     "is_named_successor",
+    "is_new_agent_tried",
+    "is_new_agent_untried",
     "is_no_primary_possible",
     "is_on_the_newest_timeline",
     "is_own_history_unread",

@@ -37,6 +37,7 @@ IRREVERSIBLE_IN: dict[type[Effect], set[State]] = {
     do.Promote: {State.LEADER},
     do.ClearDataDirectory: {State.BOOTSTRAPPING, State.REINIT},
     do.Rewind: {State.REWINDING},
+    do.BecomeNewAgent: set(State),
 }
 """Where what cannot be undone may be ordered. A new irreversible effect needs a line here, that is: a thought."""
 

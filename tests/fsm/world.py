@@ -130,6 +130,8 @@ class World:
     failing: dict[str, ev.FailureKind] = field(default_factory=dict)
     """Duties whose effects fail, and how."""
     is_server_silent: bool = False
+    trial_ms: int = 800
+    """How long the agent on the disk takes to show that it would start."""
     recovered_lsn: int = 0
     """How far the WAL on disk reaches beyond what the control file says."""
     too_low: tuple[str, ...] = ()
@@ -424,8 +426,10 @@ class World:
                 return self._perform_promise(effect)
             case do.CheckFailsafe():
                 return ev.FailsafeChecked(answers=self.failsafe_answers)
-            case do.Checkpoint() | do.PrepareCluster() | do.EndStaleSenders() | do.TryPromise():
+            case do.Checkpoint() | do.PrepareCluster() | do.EndStaleSenders() | do.TryPromise() | do.BecomeNewAgent():
                 return ev.Done()
+            case do.CheckNewAgent():
+                return ev.NewAgentChecked(took_ms=self.trial_ms)
         raise AssertionError(f"the world does not know {effect}")
 
     def _perform_lease(self, effect: do.GrantLease | do.RenewLease | do.RevokeLease) -> ev.AnyResult:

@@ -1,0 +1,153 @@
+"""The agent is restarted in place, on real processes: nobody is refused, and server and lease do not notice."""
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import psycopg
+import pytest
+
+from api.cli.demo.cluster import DemoNode
+from effects.clock import now_ms
+from fsm.events import AgentStarted
+from tests.cluster.harness import RealCluster
+from tests.cluster.witnesses import ask_primary, postmaster_of, read_key, server_connection, until, watched_cluster
+
+pytestmark = [pytest.mark.anyio, pytest.mark.servers]
+
+RESTARTS = 5
+MATRIARCH = (sys.executable, "-P", "-c", "from api.cli.main import main; main()")
+EVERY_S = 0.005
+
+
+@pytest.fixture(scope="module")
+async def real() -> AsyncIterator[RealCluster]:
+    """A cluster under the monitor."""
+    async with watched_cluster(dynamic={"ttl": 20, "loop_wait": 2}) as (found, _):
+        yield found
+
+
+class Visitors:
+    """Opens a new connection to a node's API every 5 ms, whatever becomes of those before, and keeps each answer."""
+
+    def __init__(self, node: DemoNode, path: str) -> None:
+        self._port, self._path = node.plan.api_port, path
+        self.answers: Counter[str] = Counter()
+        self.longest_ms = 0
+
+    async def run(self) -> None:
+        """Visit until cancelled."""
+        async with anyio.create_task_group() as visits:
+            while True:
+                visits.start_soon(self._visit)
+                await anyio.sleep(EVERY_S)
+
+    async def _visit(self) -> None:
+        began_ms = now_ms()
+        answer = "cut off"
+        try:
+            answer = await self._ask()
+        except (OSError, EOFError) as error:
+            answer = type(error).__name__
+        finally:
+            if answer != "cut off":
+                self.answers[answer] += 1
+                self.longest_ms = max(self.longest_ms, now_ms() - began_ms)
+
+    async def _ask(self) -> str:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        with contextlib.closing(writer):
+            writer.write(f"GET {self._path} HTTP/1.1\r\nHost: n\r\nConnection: close\r\n\r\n".encode())
+            line = await reader.readline()
+            await reader.read()
+            return line.split()[1].decode() if line else "closed without an answer"
+
+
+@asynccontextmanager
+async def visited(node: DemoNode, path: str) -> AsyncIterator[Visitors]:
+    """The node's API is visited all the time inside; each visit is over when the block is left."""
+    visitors = Visitors(node, path)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(visitors.run)
+        yield visitors
+        tasks.cancel_scope.cancel()
+
+
+class Session:
+    """One long session that writes a row at a time, for as long as the block."""
+
+    def __init__(self, real: RealCluster) -> None:
+        self.rows, self.failure = 0, ""
+        self._is_over = threading.Event()
+        self._connection = server_connection(real, real.primary, autocommit=True)
+        self._connection.execute("CREATE TABLE IF NOT EXISTS session (id int)")
+        self._thread = threading.Thread(target=self._write)
+
+    def __enter__(self) -> "Session":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+        self._connection.close()
+
+    def _write(self) -> None:
+        try:
+            while not self._is_over.wait(0.005):
+                self._connection.execute("INSERT INTO session VALUES (%s)", (self.rows,))
+                self.rows += 1
+        except psycopg.Error as error:
+            self.failure = str(error)
+
+
+async def restart(node: DemoNode, *options: str) -> tuple[int, dict[str, Any], str]:
+    """`matriarch restart-agent --json`: its status, its answer, and what it says on stderr."""
+    ended = await anyio.run_process(
+        [*MATRIARCH, "restart-agent", str(node.settings_path), "--json", *options],
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    return ended.returncode, json.loads(ended.stdout or b"{}"), ended.stderr.decode()
+
+
+def successions(real: RealCluster, node: DemoNode, since_ms: int) -> int:
+    """How often an agent of the node took over in place."""
+    events = (entry.event for entry in real.entries(node.name, since_ms=since_ms))
+    return sum(isinstance(event, AgentStarted) and event.in_place for event in events)
+
+
+@pytest.mark.parametrize("role", ["leader", "replica"])
+async def test_agent_restarts_in_place_when_clients_come_all_the_time(real: RealCluster, role: str) -> None:
+    """Five times in a row: every visitor gets 200, no session ends, and the leader key was never anybody else's."""
+    node = real.leader if role == "leader" else real.replicas[0]
+    server, agent, leader = postmaster_of(node), node.agent_pid, real.primary
+    key, since_ms = await read_key(real, "leader"), now_ms()
+    with Session(real) as session:
+        async with visited(node, "/primary" if role == "leader" else "/replica") as visitors:
+            await until(lambda: session.rows > 0 and visitors.answers.total() > 100)
+            for _ in range(RESTARTS):
+                status, answer, said = await restart(node)
+                assert (status, said) == (0, "")
+                assert answer["restarted"]
+            rows = session.rows
+            await until(lambda: session.rows > rows + 20)
+    print(f"{role}: {visitors.answers}, the longest after {visitors.longest_ms} ms, {session.rows} rows")
+    assert set(visitors.answers) == {"200"}
+    assert session.failure == ""
+    assert (postmaster_of(node), node.agent_pid) == (server, agent)
+    assert successions(real, node, since_ms) == RESTARTS
+    await real.settled()
+    found = await read_key(real, "leader")
+    assert key is not None and found is not None
+    assert (real.primary, found.create_revision) == (leader, key.create_revision)
+    assert ask_primary(real, "SELECT count(*) FROM session") >= session.rows
