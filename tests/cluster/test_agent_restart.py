@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -18,13 +20,13 @@ import pytest
 
 from api.cli.demo.cluster import DemoNode
 from effects.clock import now_ms
+from fsm.effects import ArmFence
 from fsm.events import AgentStarted
 from tests.cluster.harness import RealCluster
 from tests.cluster.witnesses import ask_primary, postmaster_of, read_key, server_connection, until, watched_cluster
 
 pytestmark = [pytest.mark.anyio, pytest.mark.servers]
 
-RESTARTS = 5
 MATRIARCH = (sys.executable, "-P", "-c", "from api.cli.main import main; main()")
 EVERY_S = 0.005
 
@@ -126,16 +128,18 @@ def successions(real: RealCluster, node: DemoNode, since_ms: int) -> int:
     return sum(isinstance(event, AgentStarted) and event.in_place for event in events)
 
 
-@pytest.mark.parametrize("role", ["leader", "replica"])
-async def test_agent_restarts_in_place_when_clients_come_all_the_time(real: RealCluster, role: str) -> None:
-    """Five times in a row: every visitor gets 200, no session ends, and the leader key was never anybody else's."""
+@pytest.mark.parametrize(("role", "restarts"), [("leader", 5), ("replica", 2)])
+async def test_agent_restarts_in_place_when_clients_come_all_the_time(
+    real: RealCluster, role: str, restarts: int
+) -> None:
+    """Several times in a row: every visitor gets 200, no session ends, and the leader key was never anybody else's."""
     node = real.leader if role == "leader" else real.replicas[0]
     server, agent, leader = postmaster_of(node), node.agent_pid, real.primary
     key, since_ms = await read_key(real, "leader"), now_ms()
     with Session(real) as session:
         async with visited(node, "/primary" if role == "leader" else "/replica") as visitors:
             await until(lambda: session.rows > 0 and visitors.answers.total() > 100)
-            for _ in range(RESTARTS):
+            for _ in range(restarts):
                 status, answer, said = await restart(node)
                 assert (status, said) == (0, "")
                 assert answer["restarted"]
@@ -145,9 +149,58 @@ async def test_agent_restarts_in_place_when_clients_come_all_the_time(real: Real
     assert set(visitors.answers) == {"200"}
     assert session.failure == ""
     assert (postmaster_of(node), node.agent_pid) == (server, agent)
-    assert successions(real, node, since_ms) == RESTARTS
+    assert successions(real, node, since_ms) == restarts
     await real.settled()
     found = await read_key(real, "leader")
-    assert key is not None and found is not None
+    assert key is not None
+    assert found is not None
     assert (real.primary, found.create_revision) == (leader, key.create_revision)
     assert ask_primary(real, "SELECT count(*) FROM session") >= session.rows
+
+
+async def test_agent_goes_on_when_the_new_settings_would_not_start(real: RealCluster) -> None:
+    """The trial finds the fault, the command names it, and the agent that runs is none the worse for it."""
+    node = real.leader
+    text, agent, server = node.settings_path.read_text(), node.agent_pid, postmaster_of(node)
+    try:
+        node.settings_path.write_text(text.replace("postgresql:", "postgrsql:", 1))
+        os.kill(node.agent_pid or 0, signal.SIGUSR2)
+        await until(lambda: "the new agent would not start" in node.output_path.read_text())
+        assert "postgresql.listen" in node.output_path.read_text()
+    finally:
+        node.settings_path.write_text(text)
+    status, answer, _ = await restart(node)
+    assert (status, answer["restarted"]) == (0, True)
+    await real.settled()
+    assert (real.primary, node.agent_pid, postmaster_of(node)) == (node.name, agent, server)
+
+
+async def test_agent_is_told_why_when_the_new_settings_are_about_another_node(real: RealCluster) -> None:
+    """Another scope would leave the server to nobody: that is no restart in place."""
+    node = real.replicas[0]
+    text = node.settings_path.read_text()
+    try:
+        node.settings_path.write_text(text.replace("scope: demo", "scope: other", 1))
+        status, answer, said = await restart(node)
+        assert (status, said, answer["restarted"]) == (1, "", False)
+        assert "scope: changed from demo to other" in answer["refused"]
+    finally:
+        node.settings_path.write_text(text)
+    assert (await restart(node))[0] == 0
+
+
+async def test_session_goes_on_when_the_leaders_agent_is_killed_and_back_within_the_lease(real: RealCluster) -> None:
+    """An agent that dies without a word leaves server, key and clients alone; the next one takes them up."""
+    node = real.leader
+    server, since_ms = postmaster_of(node), now_ms()
+    with Session(real) as session:
+        await until(lambda: session.rows > 0)
+        os.kill(node.agent_pid or 0, signal.SIGKILL)
+        await until(lambda: node.agent_pid is None)
+        node.bring_back()
+        await until(lambda: bool(real.orders(ArmFence, node.name, since_ms=since_ms)))
+        await real.settled()
+        rows = session.rows
+        await until(lambda: session.rows > rows + 20)
+    assert session.failure == ""
+    assert (real.primary, postmaster_of(node)) == (node.name, server)
