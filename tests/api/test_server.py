@@ -2,13 +2,14 @@
 
 import socket
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import anyio
 import pytest
 from anyio.abc import SocketStream
 
-from api.server import serve
+from api.server import bind, close_sockets, serve
 from effects.errors import ConfigError
 from tests.api.asking import Surroundings, surroundings
 
@@ -95,6 +96,39 @@ async def test_server_ends_quietly_when_a_request_is_still_waiting(
                 await asked.wait()
                 tasks.cancel_scope.cancel()
     assert caplog.records == []
+
+
+async def test_connections_are_answered_when_one_server_follows_another(around: Surroundings) -> None:
+    """Those that were just taken, and those that wait in the kernel's queue: the listening socket never closes."""
+    sockets = await bind("127.0.0.1", 0)
+    port = sockets[0].getsockname()[1]
+    serving = partial(serve, around.app(), "", 0, sockets=sockets, finish_within_s=lambda: DEADLINE_S)
+    is_ending = anyio.Event()
+    async with anyio.create_task_group() as clients:
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(serving)
+            clients.start_soon(visit, port, "connected before the end", is_ending)
+            clients.start_soon(visit, port, "before the end")
+            await anyio.wait_all_tasks_blocked()
+            tasks.cancel_scope.cancel()
+            is_ending.set()
+        clients.start_soon(visit, port, "between")
+        await anyio.wait_all_tasks_blocked()
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(serving)
+            await visit(port, "after")
+            tasks.cancel_scope.cancel()
+    close_sockets(sockets)
+
+
+async def visit(port: int, when: str, may_ask: anyio.Event | None = None) -> None:
+    """One request that is answered; it is sent when it may be."""
+    with anyio.fail_after(DEADLINE_S):
+        async with await anyio.connect_tcp("127.0.0.1", port) as stream:
+            if may_ask is not None:
+                await may_ask.wait()
+            await stream.send(b"GET /health HTTP/1.1\r\nHost: n1\r\nConnection: close\r\n\r\n")
+            assert (await read_answer(stream))[0].startswith(b"HTTP/1.1 200 "), when
 
 
 @pytest.mark.parametrize(("host", "said"), [("127.0.0.1", "address already in use"), ("192.0.2.7", "assign")])
