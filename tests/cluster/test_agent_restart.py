@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,11 +19,11 @@ import anyio.to_thread
 import psycopg
 import pytest
 
-from api.cli.demo.cluster import DemoNode
+from api.cli.demo.cluster import AGENT_COMMAND, DemoNode
 from effects.clock import now_ms
 from fsm.effects import ArmFence
 from fsm.events import AgentStarted
-from tests.cluster.harness import RealCluster
+from tests.cluster.harness import RealCluster, running_cluster
 from tests.cluster.witnesses import ask_primary, postmaster_of, read_key, server_connection, until, watched_cluster
 
 pytestmark = [pytest.mark.anyio, pytest.mark.servers]
@@ -204,3 +205,56 @@ async def test_session_goes_on_when_the_leaders_agent_is_killed_and_back_within_
         await until(lambda: session.rows > rows + 20)
     assert session.failure == ""
     assert (real.primary, postmaster_of(node)) == (node.name, server)
+
+
+AS_SYSTEMD = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="matriarch.socket")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def start_as_systemd(node: DemoNode, listening: socket.socket) -> subprocess.Popen[bytes]:
+    """The node's agent with a socket that is not its own. Source: systemd.socket(5)."""
+    number = listening.fileno()
+    with node.output_path.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-c", AS_SYSTEMD, str(number), *AGENT_COMMAND, str(node.settings_path)],
+            pass_fds=[number],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+
+async def test_nobody_is_refused_when_systemd_made_the_socket() -> None:
+    """Not even while there is no agent at all: who comes then is answered by the next one, in place or not."""
+    async with running_cluster(size=1, idle={"n1"}) as (real, _):
+        node = real.cluster.node("n1")
+        with socket.create_server(("127.0.0.1", node.plan.api_port)) as listening:
+            agent = start_as_systemd(node, listening)
+            try:
+                await answered(node, "200")
+                server = postmaster_of(node)
+                agent.kill()
+                agent.wait()
+                async with visited(node, "/liveness") as visitors:
+                    await anyio.wait_all_tasks_blocked()
+                    agent = start_as_systemd(node, listening)
+                    await until(lambda: visitors.answers["200"] > 0)
+                assert set(visitors.answers) <= {"200", "503"}
+                await answered(node, "200")
+                assert (await restart(node))[0] == 0
+                await answered(node, "200")
+                assert (postmaster_of(node), agent.poll()) == (server, None)
+            finally:
+                agent.terminate()
+                await anyio.to_thread.run_sync(agent.wait)
+
+
+async def answered(node: DemoNode, wanted: str) -> None:
+    """Return once a visitor of /primary is answered so."""
+    async with visited(node, "/primary") as visitors:
+        await until(lambda: visitors.answers[wanted] > 0)
