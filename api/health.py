@@ -155,7 +155,7 @@ class HealthChecks:
         """The node's metrics. Source: Patroni, GET /metrics."""
         now_ms, view = self._now_ms(), self._board.current.view
         seen_s = _unix_time_s(status.etcd_seen_at_ms(view), now_ms)
-        return metrics_text(view, status.standing_at(view, now_ms), seen_s)
+        return metrics_text(view, status.standing_at(view, now_ms), seen_s, now_ms)
 
     def _code(self, view: View, now_ms: int, path: str, query: bytes) -> int:
         check = check_of(path)

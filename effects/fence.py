@@ -321,6 +321,7 @@ class Server:
         self.exit_status: int | None = None
         self.exit_signal: int | None = None
         self.killed: set[int] = set()
+        self.process_count = 0  # when the deadline passed: itself and its children
 
     def others(self) -> list[Process]:
         """Its living processes but the postmaster, whose orphans are this process's children (subreaper)."""
@@ -523,6 +524,7 @@ class Fence:
 
     def _fire(self, server: Server, armed_ms: int, at_ms: int) -> None:
         server.fired_at_ms = at_ms
+        server.process_count = 1 + len(read_whole(f"/proc/{server.pid}/task/{server.pid}/children").split())
         grace_ends_ms = armed_ms + QUIT_GRACE_MS if at_ms - armed_ms <= LATE_MS else at_ms
         server.kill_at_ms = min(grace_ends_ms, server.kill_at_ms or grace_ends_ms)
         if server.kill_at_ms > at_ms:
@@ -583,6 +585,7 @@ class Fence:
         if server.fired_at_ms is not None:
             self.last_fired = {
                 "armed_until_ms": server.armed_until_ms, "at_ms": server.fired_at_ms, "gone_at_ms": gone_at_ms,
+                "processes": server.process_count, "killed": len(server.killed),
             }  # fmt: skip
             self._announce({"notice": "fired", **self.last_fired})
         self.last_exit = {

@@ -62,6 +62,8 @@ class Fired(msgspec.Struct, frozen=True, kw_only=True, tag="fired", tag_field="n
     armed_until_ms: int | None = None
     at_ms: int
     gone_at_ms: int
+    processes: int = 0
+    killed: int = 0
 
 
 class Lost(msgspec.Struct, frozen=True, kw_only=True, tag="lost", tag_field="notice"):
@@ -91,6 +93,8 @@ class LastFired(msgspec.Struct, frozen=True, kw_only=True):
     armed_until_ms: int | None = None
     at_ms: int
     gone_at_ms: int
+    processes: int = 0
+    killed: int = 0
 
 
 class FenceStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ from effects.clock import now_ms, unix_ms
 from effects.errors import EtcdError, FenceUnavailable, MatriarchError, ServerMute, ServerStarting, WatchCompacted
 from effects.etcd import EtcdClient
 from effects.etcd_types import KeyChange as WatchedChange
-from effects.fence_link import Exited, FenceLink, FenceNotice, Fired, Lost, Spawned
+from effects.fence_link import Exited, FenceLink, FenceNotice, Fired, LastFired, Lost, Spawned
 from effects.keys import as_change
 from effects.lanes import Report
 from effects.probe import Prober
@@ -31,7 +31,7 @@ from fsm.events import (
     ServerSilent,
     ServerSpawned,
 )
-from fsm.facts import KeyChange
+from fsm.facts import FenceKill, KeyChange
 
 READ_TIMEOUT_MS = 3_000
 RETRY_FIRST_S = 0.1
@@ -170,7 +170,7 @@ class FenceSource:
         self._link: FenceLink | None = None
         self._gone = anyio.Event()
         self._is_server_running = False
-        self._fired_at_ms: int | None = None
+        self._fired: Fired | None = None
 
     @property
     def link(self) -> FenceLink:
@@ -220,6 +220,7 @@ class FenceSource:
                     pid=status.pid or adopted,
                     armed_until_ms=status.armed_until_ms,
                     is_adopted=adopted is not None or status.is_adopted,
+                    kill=_as_fact(status.fired),
                 )
             )
             async for notice in link.notices():
@@ -251,7 +252,7 @@ class FenceSource:
                 self._set_running(notice.pid)
                 self._report(ServerSpawned(at_ms=now_ms(), pid=notice.pid))
             case Fired():
-                self._fired_at_ms = notice.at_ms
+                self._fired = notice
             case Exited():
                 self._set_running(None)
                 self._report(
@@ -260,11 +261,14 @@ class FenceSource:
                         pid=notice.pid,
                         status=notice.status,
                         signal=notice.signal,
-                        fired=self._fired_at_ms is not None,
+                        fired=self._fired is not None,
                         exited_at_ms=notice.at_ms,
+                        gone_at_ms=notice.gone_at_ms,
+                        killed=notice.leftovers_killed,
+                        kill=_as_fact(self._fired),
                     )
                 )
-                self._fired_at_ms = None
+                self._fired = None
             case Lost():
                 self._set_running(None)
                 self._report(FenceLost(at_ms=now_ms(), detail=notice.reason))
@@ -274,3 +278,16 @@ class FenceSource:
         if pid is None:
             self._gone.set()
             self._gone = anyio.Event()
+
+
+def _as_fact(fired: Fired | LastFired | None) -> FenceKill | None:
+    """What the fence says of a kill, as it is logged."""
+    if fired is None:
+        return None
+    return FenceKill(
+        armed_until_ms=fired.armed_until_ms,
+        at_ms=fired.at_ms,
+        gone_at_ms=fired.gone_at_ms,
+        processes=fired.processes,
+        killed=fired.killed,
+    )

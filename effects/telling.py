@@ -25,7 +25,7 @@ from fsm.events import (
     SwitchoverCancelAsked,
     Unknown,
 )
-from fsm.facts import ParameterChange, Probe
+from fsm.facts import FenceKill, ParameterChange, Probe
 from fsm.loss import loss_text
 from fsm.machine import Decision
 from fsm.stalls import is_full_at
@@ -220,13 +220,21 @@ def _applied_lines(before: View, refused: dict[str, str]) -> Iterator[Line]:
 
 def _exit_line(event: ServerExited) -> Line:
     if event.fired:
-        return logging.ERROR, f"the fence ended the server (pid {event.pid}) at its deadline"
+        return logging.ERROR, f"the fence ended the server (pid {event.pid}) at its deadline{_how(event.kill)}"
     if event.signal is not None:
         return logging.WARNING, f"the server (pid {event.pid}) was killed by signal {event.signal}"
     if event.status:
         remedy = "why, it says in postgres.log in the agent's own directory"
         return logging.WARNING, f"the server (pid {event.pid}) ended with status {event.status}; {remedy}"
     return logging.INFO, f"the server (pid {event.pid}) ended"
+
+
+def _how(kill: FenceKill | None) -> str:
+    """How the fence's work went, as far as it is known."""
+    if kill is None:
+        return ""
+    forced = f", {kill.killed} of them by SIGKILL" if kill.killed else ""
+    return f": {kill.processes} processes{forced}, the last gone {kill.gone_at_ms - kill.at_ms} ms later"
 
 
 def _failure_lines(view: View, duty: str, kind: str, detail: str) -> Iterator[Line]:

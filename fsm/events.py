@@ -5,7 +5,17 @@ from typing import Literal
 from msgspec import Struct, field
 
 from fsm.asked import ConfigChange, RestartWish
-from fsm.facts import DataDirectory, Fact, FailsafeAnswer, KeptPromise, KeyChange, PeerReport, Probe, TimelineHistory
+from fsm.facts import (
+    DataDirectory,
+    Fact,
+    FailsafeAnswer,
+    FenceKill,
+    KeptPromise,
+    KeyChange,
+    PeerReport,
+    Probe,
+    TimelineHistory,
+)
 
 
 class Event(
@@ -98,6 +108,8 @@ class FenceConnected(Event, frozen=True, kw_only=True):
     armed_until_ms: int | None = None
     is_adopted: bool = False
     """True for a server that the fence did not start but found running on the data directory."""
+    kill: FenceKill | None = None
+    """The last time that this fence ended a server at its deadline; perhaps while no agent ran."""
 
 
 class FenceLost(Event, frozen=True, kw_only=True):
@@ -122,6 +134,12 @@ class ServerExited(Event, frozen=True, kw_only=True):
     """True when the fence killed it because its deadline had passed."""
     exited_at_ms: int = 0
     """When the fence saw the postmaster end, on the same clock."""
+    gone_at_ms: int = 0
+    """When no process of the server was left; 0 if that was not told."""
+    killed: int = 0
+    """How many of its processes had to be killed after the postmaster had ended."""
+    kill: FenceKill | None = None
+    """What the fence did, where it fired."""
 
 
 class ServerProbed(Event, frozen=True, kw_only=True):

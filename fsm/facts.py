@@ -12,6 +12,20 @@ class Fact(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown
     """Base of every fact: frozen, compact in the log, strict when read back."""
 
 
+class FenceKill(Fact, frozen=True, kw_only=True):
+    """The fence ended a server at its deadline, by its own account."""
+
+    armed_until_ms: int | None = None
+    at_ms: int
+    """When it saw that the deadline had passed and began."""
+    gone_at_ms: int
+    """When not one process of the server was left."""
+    processes: int = 0
+    """How many there were when it began; 0 where an older fence did not count."""
+    killed: int = 0
+    """How many did not go by SIGQUIT and were killed."""
+
+
 class Upstream(Fact, frozen=True, kw_only=True):
     """Where a server can be reached: the member's name and its address."""
 

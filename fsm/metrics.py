@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Literal, NamedTuple
 
 from fsm.facts import Probe
+from fsm.fencing import fence_metrics
 from fsm.status import (
     Standing,
     is_quorum_standby,
@@ -47,13 +48,14 @@ class Family(NamedTuple):
     remark: str = ""
 
 
-def metrics_text(view: View, standing: Standing, dcs_last_seen_s: int) -> str:
-    """All metrics of a node, in Patroni's order.
+def metrics_text(view: View, standing: Standing, dcs_last_seen_s: int, now_ms: int) -> str:
+    """All metrics of a node, in Patroni's order; behind them Matriarch's own.
 
     Args:
         view: what the node knows.
         standing: what of it holds at the instant of the question.
         dcs_last_seen_s: when etcd was last heard, as a Unix time.
+        now_ms: the instant of the question.
     """
     scope = view.identity.scope if view.identity else ""
     labels = f'{{scope="{_escaped(scope)}",name="{_escaped(view.name)}"}}'
@@ -63,6 +65,9 @@ def metrics_text(view: View, standing: Standing, dcs_last_seen_s: int) -> str:
         lines += [f"# HELP {name} {family.tells}", f"# TYPE {name} {family.kind}"]
         lines += [family.remark] if family.remark else []
         lines.append(f"{name}{labels} {family.value}")
+    for own, kind, tells, value in fence_metrics(view, now_ms):
+        name = f"matriarch_fence_{own}"
+        lines += [f"# HELP {name} {tells}.", f"# TYPE {name} {kind}", f"{name}{labels} {value}"]
     return "\n".join([*lines, ""])
 
 

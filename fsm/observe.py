@@ -5,6 +5,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from fsm import fencing
 from fsm.agent_restart import agent_restart_asked, with_agent_restart
 from fsm.dynamic import is_configuration, parse_dynamic
 from fsm.effects import (
@@ -97,7 +98,7 @@ from fsm.requests import (
 from fsm.stalls import disk_looked, disk_silent, mute_after, server_doomed, with_wal_heard, with_wal_moved
 from fsm.states import State
 from fsm.timing import CRASH_FORGIVEN_AFTER_MS, UNANSWERED_GRACE_MS
-from fsm.view import Attempts, Fence, HeardPeer, LeaderHistory, Lease, Server, Underway, View, Vote
+from fsm.view import Attempts, HeardPeer, LeaderHistory, Lease, Server, Underway, View, Vote
 from fsm.waiting import looked, marked, ordered, released
 from fsm.wire import (
     parse_failover,
@@ -281,7 +282,7 @@ def _members_after(view: View, change: KeyChange) -> dict[str, Any]:
 
 
 def _fence_connected(view: View, event: FenceConnected) -> View:
-    fence = Fence(is_connected=True, armed_until_ms=event.armed_until_ms)
+    fence = fencing.connected(view, event)
     if event.pid is None:
         return replace(view, fence=fence, server=Server(process="absent"))
     # An armed server may have been told to promote by the agent before this one.
@@ -298,7 +299,7 @@ def _fence_connected(view: View, event: FenceConnected) -> View:
 
 
 def _fence_lost(view: View, event: FenceLost) -> View:
-    return replace(view, fence=Fence(), server=Server(process="unknown"), directory=None)
+    return replace(view, fence=fencing.lost(view), server=Server(process="unknown"), directory=None)
 
 
 def _server_spawned(view: View, event: ServerSpawned) -> View:
@@ -334,7 +335,7 @@ def _server_exited(view: View, event: ServerExited) -> View:
         exited_at_ms=event.exited_at_ms or event.at_ms,
         failed_starts=before + (0 if was_asked else 1),
     )
-    return replace(view, server=server, directory=None, fence=replace(view.fence, armed_until_ms=None))
+    return replace(view, server=server, directory=None, fence=fencing.exited(view, event))
 
 
 def _server_probed(view: View, event: ServerProbed) -> View:
@@ -525,7 +526,7 @@ def _key_written(view: View, event: Succeeded, result: KeyWritten) -> View:
 
 
 def _fence_armed(view: View, event: Succeeded, result: FenceArmed) -> View:
-    return replace(view, fence=replace(view.fence, armed_until_ms=result.until_ms))
+    return replace(view, fence=fencing.confirmed(view, result.until_ms))
 
 
 def _server_started(view: View, event: Succeeded, result: ServerStarted) -> View:

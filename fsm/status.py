@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from fsm.dynamic import as_bool
 from fsm.events import FailsafeAsked
 from fsm.facts import Probe
+from fsm.fencing import fence_fields
 from fsm.guards import handover_targets, is_leader_key_named_for_us, is_primary_running
 from fsm.loss import promotion_fields
 from fsm.promises import asked_until_ms, why_not_to_promise
@@ -219,8 +220,8 @@ def standing_at(view: View, now_ms: int) -> Standing:
 
 
 def ages(view: View, now_ms: int) -> dict[str, int]:
-    """How old the newest probe and this agent's base backup are, and how long the lease and the fence's deadline still
-    last, in milliseconds."""
+    """How old the newest probe, this agent's base backup and the fence's last kill are, and how long the lease and the
+    fence's deadline still last, in milliseconds."""
     found: dict[str, int] = {}
     if view.server.probe is not None:
         found["probed_ago_ms"] = max(0, now_ms - view.server.probed_at_ms)
@@ -228,6 +229,8 @@ def ages(view: View, now_ms: int) -> dict[str, int]:
         found["lease_left_ms"] = max(0, view.lease.writable_until_ms - now_ms)
     if view.fence.armed_until_ms is not None:
         found["fence_armed_ms"] = max(0, view.fence.armed_until_ms - now_ms)
+    if view.fence.last_kill is not None:
+        found["fence_killed_ago_ms"] = max(0, now_ms - view.fence.last_kill.gone_at_ms)
     if "clone" in view.achieved:
         found["cloned_ago_ms"] = max(0, now_ms - view.achieved["clone"])
     return found
@@ -342,6 +345,7 @@ def _ours(view: View, is_log_degraded: bool, progress: dict[str, Any] | None) ->
         "disk": _disk_fields(view),
         "refused_parameters": dict(view.server.refused_parameters) or None,
         "last_promotion": promotion_fields(view.promotion) if view.promotion else None,
+        "fence": fence_fields(view),
     }
     return {key: value for key, value in fields.items() if value is not None}
 

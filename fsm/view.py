@@ -40,11 +40,29 @@ class Lease(Fact, frozen=True, kw_only=True):
         return writable_until_ms(self.sent_at_ms, self.ttl_s)
 
 
+class ServerKill(Fact, frozen=True, kw_only=True):
+    """The last time that a server of this node was killed for its lease's sake."""
+
+    reason: str
+    """"deadline" when the fence did it by itself, else the rule or duty by which the agent ordered it."""
+    at_ms: int
+    """When it began, or when the postmaster was gone where the agent ordered it."""
+    gone_at_ms: int
+    margin_ms: int | None = None
+    """How long before the lease's end the last process was gone; negative: so much too late. None without a lease."""
+    processes: int = 0
+    killed: int = 0
+
+
 class Fence(Fact, frozen=True, kw_only=True):
-    """The fence process as last heard of."""
+    """The fence process as last heard of, and what became known of its work since the agent started."""
 
     is_connected: bool = False
     armed_until_ms: int | None = None
+    confirmations: int = 0
+    """How many deadlines it has confirmed."""
+    kills: int = 0
+    last_kill: ServerKill | None = None
 
 
 class Server(Fact, frozen=True, kw_only=True):

@@ -212,7 +212,8 @@ async def test_patroni_answers_when_the_node_knows_nothing_yet(around: Surroundi
     """The API is up before the agent has decided anything."""
     around.show(View())
     app = around.app()
-    assert (await ask(app, "/patroni")).json["matriarch"] == {"state": "bootstrapping", "seq": 0}
+    told = (await ask(app, "/patroni")).json["matriarch"]
+    assert (told["state"], told["seq"], told["fence"]["connected"]) == ("bootstrapping", 0, False)
     assert (await ask(app, "/liveness")).status == 503
 
 

@@ -51,7 +51,7 @@ async def test_families_are_patronis_when_asked_for(around: Surroundings) -> Non
     assert list(values_of(answer.text)) == FAMILIES
     assert answer.text.endswith("\n")
     assert 'patroni_version{scope="demo",name="n1"} 040105' in lines
-    helps = [line.split()[2] for line in lines if line.startswith("# HELP")]
+    helps = [line.split()[2] for line in lines if line.startswith("# HELP patroni_")]
     assert helps == [f"patroni_{name}" for name in FAMILIES]
 
 

@@ -16,6 +16,7 @@ from api.cli.demo.servers import primary_connection
 from effects.clock import now_ms
 from effects.etcd import EtcdClient
 from effects.etcd_types import delete, put
+from fsm.events import ServerExited
 from tests.cluster.witnesses import PATIENCE_S, until, until_led_by_another, watched_cluster
 
 pytestmark = [pytest.mark.anyio, pytest.mark.servers]
@@ -30,6 +31,13 @@ async def test_cluster_elects_another_when_the_leaders_agent_is_frozen() -> None
         assert processes.server_of(old.data_dir) == []
         old.bring_back()
         await real.settled()
+        kill = next(e.event.kill for e in real.entries(old.name) if isinstance(e.event, ServerExited) and e.event.fired)
+        assert kill is not None
+        assert kill.processes > 1
+        async with httpx.AsyncClient(trust_env=False, timeout=10) as http:
+            told = (await http.get(f"{old.plan.api_url}/patroni")).json()["matriarch"]["fence"]["last_kill"]
+        assert (told["reason"], told["took_ms"]) == ("deadline", kill.gone_at_ms - kill.at_ms)
+        assert told["margin_ms"] > 0
 
 
 async def test_cluster_elects_another_when_the_leaders_agent_is_killed() -> None:

@@ -294,6 +294,7 @@ async def test_fence_kills_server_when_deadline_passes(directory: Path) -> None:
         assert fired.armed_until_ms is not None
         assert fired.at_ms >= fired.armed_until_ms
         assert all(is_gone(process) for process in processes)
+        assert (fired.processes, fired.killed >= 1) == (len(processes), True)
         assert (await guard.exited()).pid == pid
         report("deadline to nothing left (lone processes)", fired.armed_until_ms, fired.gone_at_ms)
 
