@@ -12,6 +12,7 @@ from fsm.events import AgentRestartAsked, AnyEvent, Failed, NewAgentChecked, Suc
 from fsm.states import State
 from fsm.timing import AGENT_RESTART_WITHIN_MS, NEW_AGENT_ROOM
 from fsm.view import View
+from fsm.vote import is_voting
 
 CHECK = "check-new-agent"
 _LEFT_ALONE = frozenset({"lease", "peers", "sql", "successor", "agent"})
@@ -70,7 +71,13 @@ def restart_obstacle_of_agent(view: View) -> str | None:
         return "what an operator asked of this node is not done yet"
     if view.promise is not None and view.now_ms < view.promise.until_ms:
         return f"this node promised {view.promise.leader} not to stand for election, which a successor would not know"
-    return _obstacle_of_leader(view) if view.state is State.LEADER else None
+    return _obstacle_of_leader(view) if view.state is State.LEADER else _obstacle_of_voter(view)
+
+
+def _obstacle_of_voter(view: View) -> str | None:
+    if is_voting(view) or (view.state is State.REPLICA and view.etcd.is_watched and view.leader is None):
+        return "nobody leads, and a successor would not know how this node has voted"
+    return None
 
 
 def _obstacle_of_leader(view: View) -> str | None:

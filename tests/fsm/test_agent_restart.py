@@ -86,6 +86,16 @@ def test_agent_waits_when_it_promised_not_to_stand() -> None:
     assert world.view.now_ms >= promise.until_ms
 
 
+def test_replica_waits_when_nobody_leads() -> None:
+    """A successor would not know whom this node has promised its vote."""
+    world = replica_of("n2", tags={"nofailover": True})
+    world.delete("leader")
+    ask(world).wait(3_000)
+    assert not has_stepped_aside(world)
+    world.lead("n3")
+    world.until(has_stepped_aside)
+
+
 def test_agent_waits_when_its_server_is_being_worked_on() -> None:
     """What is half done would be nobody's."""
     world = replica_of("n2")
