@@ -1,9 +1,9 @@
 """The fence: a tiny process that is the parent of PostgreSQL and kills it when its deadline passes unrenewed.
 
-Run as `python -I -S fence.py --directory DIR [--detach]`; it imports nothing but the standard library, so that it stays
-small and nothing of the agent can break it. The agent (effects/fence_link.py) sends one JSON object a line to
-DIR/fence.sock and gets replies and notices the same way. It outlives the agent: an agent that restarts finds the server
-and its deadline as they were.
+Run as `python -I -S fence.py --directory DIR [--detach]`; it and its two files import nothing but the standard library,
+so that it stays small and nothing of the agent can break it. The agent (effects/fence_link.py) sends one JSON object a
+line to DIR/fence.sock and gets replies and notices the same way. It outlives the agent: an agent that restarts finds
+the server and its deadline as they were.
 
 It decides one thing only: whether the clock has passed the instant it was given. An exception outside a client's
 command ends the fence, and PR_SET_PDEATHSIG then ends the server: it fails closed. An adopted server was started by
@@ -13,11 +13,10 @@ Source: prctl(2), timerfd_create(2), pidfd_open(2), PostgreSQL "Shutting Down th
 """
 
 # pathlib would cost this process a megabyte of its ten:
-# ruff: noqa: PTH115, PTH208
+# ruff: noqa: PTH100, PTH120
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import json
 import os
@@ -26,6 +25,31 @@ import signal
 import socket
 import sys
 import time
+
+# Run alone and isolated (-I), it finds the two files that belong to it, and they are found last of all.
+sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from effects.fence_device import Watchdog
+from effects.fence_kernel import (
+    PR_SET_CHILD_SUBREAPER,
+    PR_SET_PDEATHSIG,
+    STOPPED,
+    Process,
+    descendants,
+    living_processes,
+    lock_memory,
+    now_ms,
+    open_timer,
+    prctl,
+    program_and_directory,
+    raise_priority,
+    read_whole,
+    send_signal,
+    set_oom_score,
+    set_timer,
+    state_of,
+)
+
+sys.path.pop()
 
 PROTOCOL = 1
 STATUS_LOCKED = 3
@@ -41,148 +65,14 @@ READ_BYTES = 4096
 CLIENTS_MAX = 32
 LOG_LINES_WAITING_MAX = 100
 STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 URGENCY = {None: 0, "smart": 1, "fast": 2, "immediate": 3}
 
-STOPPED, DEAD = (b"T", b"t"), (b"Z", b"X")
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
-CAP_IPC_LOCK = 14
-TFD_TIMER_ABSTIME, TFD_NONBLOCK, TFD_CLOEXEC = 1, os.O_NONBLOCK, os.O_CLOEXEC
 NO_TERMINAL = os.O_NOCTTY | os.O_NOFOLLOW
-
-libc = ctypes.CDLL(None, use_errno=True)
-ticks_per_s = os.sysconf("SC_CLK_TCK")
 
 
 class RefusedError(Exception):
     """A command that is not carried out; its text goes to the client."""
-
-
-def now_ms() -> int:
-    """Milliseconds of CLOCK_BOOTTIME, which counts suspend too: the clock of effects/clock.py, not importable here."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
-
-
-# ---- the kernel --------------------------------------------------------------------------------------------------
-
-
-def prctl(option: int, argument: int) -> None:
-    """Sets one attribute of this process. Source: prctl(2)."""
-    zero = ctypes.c_ulong(0)
-    if libc.prctl(option, ctypes.c_ulong(argument), zero, zero, zero) != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-def open_timer() -> int:
-    """A timer on CLOCK_BOOTTIME: unlike a poll timeout it is due at once after a suspend. Source: timerfd_create(2)."""
-    fd: int = libc.timerfd_create(time.CLOCK_BOOTTIME, TFD_NONBLOCK | TFD_CLOEXEC)
-    if fd < 0:
-        raise OSError(ctypes.get_errno(), "timerfd_create")
-    return fd
-
-
-def set_timer(fd: int, at_ms: int | None) -> None:
-    """Makes the timer readable at the instant `at_ms`, or never."""
-    second, ms = (0, 0) if at_ms is None else divmod(max(at_ms, 1), 1000)
-    if libc.timerfd_settime(fd, TFD_TIMER_ABSTIME, (ctypes.c_long * 4)(0, 0, second, ms * 1_000_000), None) != 0:
-        raise OSError(ctypes.get_errno(), "timerfd_settime")
-
-
-def read_whole(path: str) -> bytes:
-    """What one small /proc file holds; empty when its process is gone."""
-    try:
-        fd = os.open(path, os.O_RDONLY)
-    except OSError:
-        return b""
-    try:
-        return os.read(fd, 4096)
-    except OSError:
-        return b""
-    finally:
-        os.close(fd)
-
-
-def lock_memory() -> bool:
-    """True when what this process has touched can no longer be swapped out. Source: mlockall(2)."""
-    # MCL_FUTURE under RLIMIT_MEMLOCK would make a later allocation fail, so it is for holders of the capability only.
-    capabilities = read_whole("/proc/self/status").partition(b"CapEff:")[2].split()
-    may_lock = bool(capabilities) and int(capabilities[0], 16) >> CAP_IPC_LOCK & 1
-    return bool(libc.mlockall(MCL_CURRENT | MCL_ONFAULT | (MCL_FUTURE if may_lock else 0)) == 0)
-
-
-def raise_priority() -> bool:
-    """True when this process runs before ordinary ones. Its children do not: the kernel resets them at fork."""
-    try:
-        os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
-        os.setpriority(os.PRIO_PROCESS, 0, -10)
-    except OSError:
-        return False
-    return True
-
-
-def set_oom_score(score: int) -> bool:
-    """True when the out-of-memory killer will use this score for this process. Source: proc(5), oom_score_adj."""
-    try:
-        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
-    except OSError:
-        return False
-    try:
-        return os.write(fd, str(score).encode()) > 0
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
-
-
-def state_of(stat: bytes) -> bytes:
-    """The state in the text of /proc/PID/stat: one letter after the program's name, which may hold anything."""
-    return stat.rpartition(b")")[2].lstrip()[:1]
-
-
-class Process:
-    """One row of /proc."""
-
-    __slots__ = ("parent_pid", "pid", "started_tick", "state")
-
-    def __init__(self, pid: int, stat: bytes) -> None:
-        fields = stat.rpartition(b")")[2].split()
-        self.pid, self.state = pid, state_of(stat)
-        self.parent_pid, self.started_tick = int(fields[1]), int(fields[19])
-
-
-def living_processes() -> dict[int, Process]:
-    """Every process of this machine that is not dead, by pid. Source: proc(5), /proc/PID/stat."""
-    rows = ((int(name), read_whole(f"/proc/{name}/stat")) for name in os.listdir("/proc") if name.isdecimal())
-    found = [Process(pid, stat) for pid, stat in rows if stat]
-    return {process.pid: process for process in found if process.state not in DEAD}
-
-
-def descendants(root_pid: int, living: dict[int, Process]) -> list[Process]:
-    """The children of `root_pid`, their children, and so on. Process groups tell nothing: backends call setsid."""
-    children: dict[int, list[Process]] = {}
-    for process in living.values():
-        children.setdefault(process.parent_pid, []).append(process)
-    found = list(children.get(root_pid, ()))
-    for process in found:
-        found.extend(children.get(process.pid, ()))
-    return found
-
-
-def program_and_directory(pid: int) -> tuple[str, str] | None:
-    """What a process executes and where: all processes of one PostgreSQL server share both; None when not readable."""
-    try:
-        return os.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)"), os.readlink(f"/proc/{pid}/cwd")
-    except OSError:
-        return None
-
-
-def send_signal(pid: int, number: int) -> bool:
-    """True when the process was there to get the signal."""
-    try:
-        os.kill(pid, number)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True
 
 
 # ---- commands: what a client may write ---------------------------------------------------------------------------
@@ -330,7 +220,7 @@ class Server:
             return [process for process in descendants(os.getpid(), living) if process.pid != self.pid]
         found = {process.pid: process for process in descendants(self.pid, living)}
         if self.exited_at_ms is not None:
-            last_tick = self.exited_at_ms * ticks_per_s // 1000  # a server started since then is not this one
+            last_tick = self.exited_at_ms * TICKS_PER_S // 1000  # a server started since then is not this one
             found |= {
                 pid: process
                 for pid, process in living.items()
@@ -432,6 +322,7 @@ class Fence:
     """The loop: the clock first, then dead children, then clients."""
 
     def __init__(self, directory_fd: int, listener: socket.socket) -> None:
+        self.watchdog = Watchdog()
         self.directory_fd, self.listener, self.journal = directory_fd, listener, Journal(directory_fd)
         self.started_at_ms = now_ms()
         self.server: Server | None = None
@@ -443,6 +334,7 @@ class Fence:
         self.commands = {
             "status": self._status, "start": self._start, "arm": self._arm, "disarm": self._disarm,
             "stop": self._stop, "adopt": self._adopt, "quit": self._quit,
+            "watchdog": self._start_watchdog, "watchdog_stop": self._stop_watchdog,
         }  # fmt: skip
         self.poller = select.poll()
         self.timer_fd = open_timer()
@@ -481,12 +373,16 @@ class Fence:
         for fd, events in ready:
             self._serve(fd, events)
         self._enforce()
+        if failure := self.watchdog.turn(now_ms(), self.server.armed_until_ms if self.server else None):
+            self.journal.note(f"watchdog {failure}")
         self._leave_if_idle()
         if self.server is None or self.server.armed_until_ms is None:
             self.journal.flush()
 
     def _next_wake_ms(self) -> int | None:
+        armed_ms = self.server.armed_until_ms if self.server else None
         due = [self.idle_at_ms, self.server.next_wake_ms() if self.server else None]
+        due.append(self.watchdog.next_wake_ms(now_ms(), armed_ms))
         return min((at_ms for at_ms in due if at_ms is not None), default=None)
 
     def _serve(self, fd: int, events: int) -> None:
@@ -576,6 +472,7 @@ class Fence:
 
     def _bury(self, server: Server) -> None:
         self.server, self.is_finished = None, self.is_leaving
+        self.watchdog.stop()  # not before: a server that cannot be killed is what it is for
         if server.pidfd is not None:
             os.close(server.pidfd)
         if server.launch is not None:  # it never became a server
@@ -626,6 +523,7 @@ class Fence:
             "stop_mode": server.stop_mode if server else None,
             "last_exit": self.last_exit, "fired": self.last_fired, "clients": len(self.clients),
             "rss_bytes": int(pages[1]) * os.sysconf("SC_PAGE_SIZE"), "is_memory_locked": self.is_memory_locked,
+            "watchdog_s": self.watchdog.timeout_s or None,
             "has_priority": self.has_priority, "is_oom_protected": self.is_oom_protected,
         }  # fmt: skip
 
@@ -669,13 +567,25 @@ class Fence:
         if server.fired_at_ms is not None:
             raise RefusedError("the deadline has passed, the server is being killed")
         server.armed_until_ms = until_ms
-        return {"armed_until_ms": until_ms}
+        return {"armed_until_ms": until_ms, "watchdog_s": self.watchdog.timeout_s or None}
 
     def _disarm(self, _command: Command, _client: Client) -> Command:
         server = self._running()
         if server.fired_at_ms is not None:
             raise RefusedError("the deadline has passed, the server is being killed")
         server.armed_until_ms = None
+        self.watchdog.stop()
+        return {}
+
+    def _start_watchdog(self, command: Command, _client: Client) -> Command:
+        path, timeout_s = text(command, "device"), whole_number(command, "timeout_s")
+        self.watchdog.start(path, timeout_s, whole_number(command, "slack_ms"), text(command, "driver"), now_ms())
+        return {"watchdog_s": self.watchdog.timeout_s}
+
+    def _stop_watchdog(self, command: Command, _client: Client) -> Command:
+        if self.watchdog.fd is None and command.get("device"):  # left running by a fence before
+            self.watchdog.open(text(command, "device"))
+        self.watchdog.stop()
         return {}
 
     def _stop(self, command: Command, _client: Client) -> Command:
@@ -835,7 +745,9 @@ def main(arguments: list[str]) -> None:
     listener = listen(directory_fd)
     if "--detach" in arguments:
         detach()
-    Fence(directory_fd, listener).run()
+    fence = Fence(directory_fd, listener)
+    fence.run()
+    fence.watchdog.stop()
     remove_socket(directory_fd)
 
 

@@ -109,6 +109,8 @@ class FenceStatus(msgspec.Struct, frozen=True, kw_only=True):
     stop_mode: str | None = None
     last_exit: LastExit | None = None
     fired: LastFired | None = None
+    watchdog_s: int | None = None
+    """The timeout of the device that it feeds; None while it feeds none."""
     clients: int = 0
     rss_bytes: int = 0
     is_memory_locked: bool = False
@@ -127,6 +129,7 @@ class _Envelope(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Answer(msgspec.Struct, frozen=True, kw_only=True):
     pid: int = 0
+    watchdog_s: int | None = None
 
 
 class _Waiting:
@@ -301,12 +304,26 @@ class FenceLink:
         """Guards a postmaster that another program started. Raises: PostgresError, FenceUnavailable."""
         await self._command("adopt", pid=pid, armed_until_ms=armed_until_ms)
 
-    async def arm(self, until_ms: int) -> None:
+    async def arm(self, until_ms: int) -> int | None:
         """Lets the server run until `until_ms` on CLOCK_BOOTTIME, instead of the deadline before; the past kills now.
 
+        Returns: the timeout of the watchdog that is fed in seconds, None while none is.
         Raises: PostgresError when no server runs or its deadline has passed, FenceUnavailable.
         """
-        await self._command("arm", until_ms=until_ms)
+        return msgspec.json.decode(await self._command("arm", until_ms=until_ms), type=_Answer).watchdog_s
+
+    async def start_watchdog(self, device: str, timeout_s: int, slack_ms: int, driver: str) -> int:
+        """Begins to feed a device, or gives it another timeout; the timeout that it has now, in seconds.
+
+        It is fed until no server is left, or none has a deadline; with a deadline only as far as a reset comes at most
+        `slack_ms` after it. Raises: PostgresError when the device cannot be used, FenceUnavailable.
+        """
+        line = await self._command("watchdog", device=device, timeout_s=timeout_s, slack_ms=slack_ms, driver=driver)
+        return msgspec.json.decode(line, type=_Answer).watchdog_s or 0
+
+    async def stop_watchdog(self, device: str) -> None:
+        """Switches the device off, also one that a fence before left running. Raises: as `start_watchdog`."""
+        await self._command("watchdog_stop", device=device)
 
     async def disarm(self) -> None:
         """Lets the server run without a deadline: it is a standby. Raises: as `arm`."""
