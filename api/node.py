@@ -94,6 +94,9 @@ def identity_of(settings: Settings) -> Identity:
         proxy_url=f"postgres://{postgresql.proxy_address}/{postgresql.database}" if postgresql.proxy_address else "",
         clone_on_rewind_failure=postgresql.remove_data_directory_on_rewind_failure is not False,
         clone_on_divergence=postgresql.remove_data_directory_on_diverged_timelines is not False,
+        watchdog_mode=settings.watchdog.mode,
+        watchdog_safety_margin_s=settings.watchdog.safety_margin_s,
+        has_watchdog=os.access(settings.watchdog.device, os.W_OK),
         instance=uuid.uuid4().hex,
     )
 
@@ -129,6 +132,8 @@ def server_settings_of(settings: Settings, run_as: RunAs | None) -> ServerSettin
         bin_names=postgresql.bin_names,
         custom_conf=postgresql.custom_conf,
         pgpass=postgresql.pgpass,
+        watchdog_device=settings.watchdog.device,
+        watchdog_driver=settings.watchdog.driver or "default",
         run_as=run_as,
     )
 

@@ -10,9 +10,11 @@ Source: Linux, Documentation/watchdog/watchdog-api.rst; <linux/watchdog.h>; Patr
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import struct
+from collections.abc import Callable
 
 FEED_EVERY_MS = 1000
 ALIVE, MAGIC_CLOSE = b"1", b"V"
@@ -29,15 +31,17 @@ def ask_device(fd: int, request: int, argument: bytes) -> bytes:
 
 
 class Kernel:
-    """A device of the kernel."""
+    """A device of the kernel. `ask`: as `ask_device`."""
 
-    @staticmethod
-    def set_timeout(fd: int, timeout_s: int) -> tuple[int, bool]:
+    def __init__(self, ask: Callable[[int, int, bytes], bytes] = ask_device) -> None:
+        self.ask = ask
+
+    def set_timeout(self, fd: int, timeout_s: int) -> tuple[int, bool]:
         """The timeout that the device has now, and whether it can be switched off again."""
-        options, _, _ = SUPPORT.unpack(ask_device(fd, GETSUPPORT, bytes(SUPPORT.size)))
+        options, _, _ = SUPPORT.unpack(self.ask(fd, GETSUPPORT, bytes(SUPPORT.size)))
         if options & CAN_SET_TIMEOUT:
-            ask_device(fd, SETTIMEOUT, struct.pack("=i", timeout_s))
-        (found_s,) = struct.unpack("=i", ask_device(fd, GETTIMEOUT, bytes(4)))
+            self.ask(fd, SETTIMEOUT, struct.pack("=i", timeout_s))
+        (found_s,) = struct.unpack("=i", self.ask(fd, GETTIMEOUT, bytes(4)))
         return found_s, bool(options & CAN_CLOSE)
 
 
@@ -70,8 +74,8 @@ class Watchdog:
         assert self.fd is not None
         self.slack_ms = slack_ms
         try:
-            ways = Fifo if driver == TESTING else Kernel
-            self.timeout_s, self.can_close = ways.set_timeout(self.fd, timeout_s)
+            kind = Fifo() if driver == TESTING else Kernel()
+            self.timeout_s, self.can_close = kind.set_timeout(self.fd, timeout_s)
             self._feed(at_ms)
         except OSError:
             self.can_close = True  # what can be done is done: a driver that knows no better ignores the letter
@@ -87,13 +91,14 @@ class Watchdog:
         """Switches the device off and lets go of it; one that cannot be switched off is fed on."""
         if self.fd is None or not self.can_close:
             return
-        try:
+        with contextlib.suppress(OSError):
             os.write(self.fd, MAGIC_CLOSE)
-        except OSError:
-            pass
-        finally:
-            os.close(self.fd)
-            self.fd, self.timeout_s = None, 0
+        self._let_go()
+
+    def _let_go(self) -> None:
+        fd, self.fd, self.timeout_s = self.fd, None, 0
+        with contextlib.suppress(OSError):
+            os.close(fd or -1)
 
     def turn(self, at_ms: int, armed_until_ms: int | None) -> str:
         """Feeds the device if it is time and allowed; what went wrong, or ""."""
@@ -102,8 +107,7 @@ class Watchdog:
         try:
             self._feed(at_ms)
         except OSError as error:
-            os.close(self.fd)  # without the letter: the machine may be reset, as it would be by a feeder that died
-            self.fd, self.timeout_s = None, 0
+            self._let_go()  # without the letter: the machine may be reset, as it would be by a feeder that died
             return f"{self.path}: {error.strerror}"
         return ""
 

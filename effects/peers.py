@@ -110,7 +110,7 @@ def parse_report(name: str, answer: dict[str, Any]) -> PeerReport:
         state=str(answer.get("state", "")),
         position_lsn=max((p for p in positions if isinstance(p, int)), default=0),
         timeline=answer["timeline"] if isinstance(answer.get("timeline"), int) else 0,
-        no_failover=is_barred_by_tags(tags),
+        no_failover=is_barred_by_tags(tags) or answer.get("watchdog_failed") is True,
         failover_priority=failover_priority(tags),
         is_replaying=isinstance(ours, dict) and bool(ours.get("replaying")),
         instance=str(ours.get("instance") or "") if isinstance(ours, dict) else "",

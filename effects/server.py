@@ -33,6 +33,7 @@ from fsm.events import (
     ServerDoomed,
     ServerStarted,
     SyncMarked,
+    WatchdogFed,
 )
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ class Server:
                 {
                     do.ArmFence: self.arm,
                     do.DisarmFence: self.disarm,
+                    do.FeedWatchdog: self.feed_watchdog,
+                    do.ReleaseWatchdog: self.release_watchdog,
                     do.FenceServer: self.stop,
                     do.StopServer: self.stop,
                 },
@@ -121,12 +124,27 @@ class Server:
 
     async def arm(self, effect: do.ArmFence) -> AnyResult:
         """The deadline, confirmed by the fence."""
-        await self._fence.link.arm(effect.until_ms)
-        return FenceArmed(until_ms=effect.until_ms)
+        watchdog_s = await self._fence.link.arm(effect.until_ms)
+        return FenceArmed(until_ms=effect.until_ms, watchdog_s=watchdog_s)
 
     async def disarm(self, effect: do.DisarmFence) -> AnyResult:
         """No deadline."""
         await self._fence.link.disarm()
+        return Done()
+
+    async def feed_watchdog(self, effect: do.FeedWatchdog) -> AnyResult:
+        """A watchdog that the fence feeds, with a timeout that is short enough. Raises: PostgresError."""
+        device, link = self._settings.watchdog_device, self._fence.link
+        found_s = await link.start_watchdog(device, effect.timeout_s, effect.slack_ms, self._settings.watchdog_driver)
+        if found_s > effect.timeout_max_s:
+            await link.stop_watchdog(device)
+            most = f"at most {effect.timeout_max_s} s would be early enough"
+            raise PostgresError(f"{device} counts {found_s} s and takes no other timeout; {most}")
+        return WatchdogFed(asked_s=effect.timeout_s, timeout_s=found_s)
+
+    async def release_watchdog(self, effect: do.ReleaseWatchdog) -> AnyResult:
+        """No watchdog, also none that a fence before left running."""
+        await self._fence.link.stop_watchdog(self._settings.watchdog_device)
         return Done()
 
     async def stop(self, effect: do.FenceServer | do.StopServer | do.StopToRestart) -> AnyResult:

@@ -62,6 +62,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     pgpass: Path | None = None
     """Where the password file shall lie instead of in `private_dir`."""
     run_as: RunAs | None = None
+    watchdog_device: str = "/dev/watchdog"
+    watchdog_driver: str = "default"
 
     def program(self, name: str) -> str:
         """The whole path of one of PostgreSQL's programs."""

@@ -13,7 +13,6 @@ ROLES = "so far every server has the same, whatever its role"
 HOOKS = "no program is called so far"
 SLOTS = "replication slots are not managed so far; wal_keep_size keeps WAL for standbys that are away"
 STANDBY_CLUSTER = "standby clusters are not built so far: this cluster has a primary of its own"
-WATCHDOG = "the fence, a process beside the server, does what it is for: it ends the server at the lease's end"
 LEADER_ONLY = "so far every node clones, and streams, from the leader"
 
 # Settings by their path, or a whole section by its path and ".*": why they do nothing.
@@ -38,7 +37,6 @@ UNBUILT: dict[str, str] = {
     "postgresql.pg_ctl_timeout": "the agent does not wait for a server, and stops it within the lease",
     "bootstrap.method": "a cluster is made by initdb so far; this node makes none, and waits for one",
     "bootstrap.post_bootstrap": HOOKS,
-    "watchdog.*": WATCHDOG,
     "bootstrap.dcs.primary_race_backoff": "an election takes its time from the answers of the members",
     "bootstrap.dcs.primary_stop_timeout": "a primary that is stopped has as long as its lease",
     "bootstrap.dcs.master_stop_timeout": "a primary that is stopped has as long as its lease",
@@ -60,7 +58,6 @@ HARMLESS: dict[str, tuple[object, ...]] = {
     "postgresql.config_base_name": ("postgresql",),
     "postgresql.create_replica_methods": (("basebackup",),),
     "bootstrap.method": ("initdb",),
-    "watchdog.mode": ("off",),
     "bootstrap.dcs.primary_race_backoff": (0,),
     "bootstrap.dcs.primary_stop_timeout": (0,),
     "bootstrap.dcs.master_stop_timeout": (0,),

@@ -220,6 +220,7 @@ class FenceSource:
                     pid=status.pid or adopted,
                     armed_until_ms=status.armed_until_ms,
                     is_adopted=adopted is not None or status.is_adopted,
+                    watchdog_s=status.watchdog_s,
                     kill=_as_fact(status.fired),
                 )
             )

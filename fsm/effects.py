@@ -192,6 +192,25 @@ class DisarmFence(Effect, frozen=True, kw_only=True):
     resource: ClassVar[Resource] = "fence"
 
 
+class FeedWatchdog(Effect, frozen=True, kw_only=True):
+    """Let the fence open the kernel's watchdog and feed it, with a timeout of `timeout_s`.
+
+    With a deadline armed it feeds only as far as a reset comes at most `slack_ms` after it. A device that counts longer
+    than `timeout_max_s` is let go of: it would reset too late. Source: Patroni, watchdog.*.
+    """
+
+    resource: ClassVar[Resource] = "fence"
+    timeout_s: int
+    timeout_max_s: int
+    slack_ms: int
+
+
+class ReleaseWatchdog(Effect, frozen=True, kw_only=True):
+    """Let the fence switch the watchdog off."""
+
+    resource: ClassVar[Resource] = "fence"
+
+
 class FenceServer(Effect, frozen=True, kw_only=True):
     """Stop a server that may accept writes, and answer when its last process is gone."""
 
@@ -475,6 +494,8 @@ AnyEffect = (
     | ClearFailover
     | ArmFence
     | DisarmFence
+    | FeedWatchdog
+    | ReleaseWatchdog
     | FenceServer
     | StopServer
     | StopToRestart

@@ -46,6 +46,11 @@ class Identity(Fact, frozen=True, kw_only=True):
     """Where clients reach this node's server through a proxy; for others to read."""
     clone_on_rewind_failure: bool = True
     clone_on_divergence: bool = True
+    watchdog_mode: str = "off"
+    """off, automatic or required. Source: Patroni, watchdog.mode."""
+    watchdog_safety_margin_s: int = 5
+    has_watchdog: bool = False
+    """A device was there to be opened when the agent started."""
     instance: str = ""
     """What tells this very agent process from every other, whatever name and address they have."""
 
@@ -108,6 +113,8 @@ class FenceConnected(Event, frozen=True, kw_only=True):
     armed_until_ms: int | None = None
     is_adopted: bool = False
     """True for a server that the fence did not start but found running on the data directory."""
+    watchdog_s: int | None = None
+    """The timeout of the watchdog that it feeds; None while it feeds none."""
     kill: FenceKill | None = None
     """The last time that this fence ended a server at its deadline; perhaps while no agent ran."""
 
@@ -334,6 +341,15 @@ class FenceArmed(Result, frozen=True, kw_only=True):
     """The fence confirmed that it lets the server run until then."""
 
     until_ms: int
+    watchdog_s: int | None = None
+    """The timeout of the watchdog that it feeds; None while it feeds none."""
+
+
+class WatchdogFed(Result, frozen=True, kw_only=True):
+    """The fence feeds a watchdog. `timeout_s`: what the device counts to, whatever it was asked for."""
+
+    asked_s: int
+    timeout_s: int
 
 
 class ServerStarted(Result, frozen=True, kw_only=True):
@@ -418,6 +434,7 @@ AnyResult = (
     | LeaseHeld
     | KeyWritten
     | FenceArmed
+    | WatchdogFed
     | ServerStarted
     | ParametersApplied
     | ReplayNeedsRead

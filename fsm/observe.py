@@ -5,7 +5,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from fsm import fencing
+from fsm import fencing, watchdog
 from fsm.agent_restart import agent_restart_asked, with_agent_restart
 from fsm.dynamic import is_configuration, parse_dynamic
 from fsm.effects import (
@@ -66,6 +66,7 @@ from fsm.events import (
     Ticked,
     Unknown,
     VoteAsked,
+    WatchdogFed,
 )
 from fsm.facts import Key, KeyChange
 from fsm.handover import due_at_ms
@@ -283,6 +284,7 @@ def _members_after(view: View, change: KeyChange) -> dict[str, Any]:
 
 def _fence_connected(view: View, event: FenceConnected) -> View:
     fence = fencing.connected(view, event)
+    view = replace(view, watchdog=watchdog.connected(view, event))
     if event.pid is None:
         return replace(view, fence=fence, server=Server(process="absent"))
     # An armed server may have been told to promote by the agent before this one.
@@ -299,7 +301,9 @@ def _fence_connected(view: View, event: FenceConnected) -> View:
 
 
 def _fence_lost(view: View, event: FenceLost) -> View:
-    return replace(view, fence=fencing.lost(view), server=Server(process="unknown"), directory=None)
+    return replace(
+        view, fence=fencing.lost(view), watchdog=watchdog.lost(view), server=Server(process="unknown"), directory=None
+    )
 
 
 def _server_spawned(view: View, event: ServerSpawned) -> View:
@@ -335,7 +339,8 @@ def _server_exited(view: View, event: ServerExited) -> View:
         exited_at_ms=event.exited_at_ms or event.at_ms,
         failed_starts=before + (0 if was_asked else 1),
     )
-    return replace(view, server=server, directory=None, fence=fencing.exited(view, event))
+    view = replace(view, fence=fencing.exited(view, event), watchdog=watchdog.released())
+    return replace(view, server=server, directory=None)
 
 
 def _server_probed(view: View, event: ServerProbed) -> View:
@@ -470,7 +475,10 @@ def _done(view: View, event: Succeeded, result: Done) -> View:
         return replace(view, directory=None)
     match event.duty:
         case "disarm-fence":
-            return replace(view, fence=replace(view.fence, armed_until_ms=None))
+            disarmed = replace(view.fence, armed_until_ms=None)
+            return replace(view, fence=disarmed, watchdog=watchdog.released())
+        case "release-watchdog":
+            return replace(view, watchdog=watchdog.released())
         case "revoke-lease":
             return replace(view, lease=None)
         case "request-failover":
@@ -526,7 +534,11 @@ def _key_written(view: View, event: Succeeded, result: KeyWritten) -> View:
 
 
 def _fence_armed(view: View, event: Succeeded, result: FenceArmed) -> View:
-    return replace(view, fence=fencing.confirmed(view, result.until_ms))
+    return replace(view, fence=fencing.confirmed(view, result.until_ms), watchdog=watchdog.armed(view, result))
+
+
+def _watchdog_fed(view: View, event: Succeeded, result: WatchdogFed) -> View:
+    return replace(view, watchdog=watchdog.fed(result))
 
 
 def _server_started(view: View, event: Succeeded, result: ServerStarted) -> View:
@@ -573,6 +585,7 @@ _RESULTS: dict[type, Callable[[View, Succeeded, Any], View]] = {
     LeaseHeld: _lease_held,
     KeyWritten: _key_written,
     FenceArmed: _fence_armed,
+    WatchdogFed: _watchdog_fed,
     ServerStarted: _server_started,
     ParametersApplied: _parameters_applied,
     ReplayNeedsRead: _replay_needs_read,

@@ -5,6 +5,7 @@ from typing import Literal
 from msgspec.structs import replace
 
 from fsm import effects as do
+from fsm import watchdog
 from fsm.asked import Asked
 from fsm.election import everybody_else, other_members, voters
 from fsm.facts import Upstream
@@ -217,6 +218,21 @@ def arm_fence(view: View) -> do.ArmFence:
 def arm_found_primary(view: View) -> do.ArmFence:
     """As long as a new lease would allow: time enough to take the key, and no more."""
     return do.ArmFence(timeout_ms=1_000, until_ms=writable_until_ms(view.now_ms, view.dynamic.ttl_s))
+
+
+def feed_watchdog(view: View) -> do.FeedWatchdog:
+    """The watchdog that the settings and the ttl ask for."""
+    return do.FeedWatchdog(
+        timeout_ms=1_000,
+        timeout_s=watchdog.timeout_s(view),
+        timeout_max_s=watchdog.timeout_max_s(view),
+        slack_ms=watchdog.slack_ms(view),
+    )
+
+
+def release_watchdog(view: View) -> do.ReleaseWatchdog:
+    """No watchdog."""
+    return do.ReleaseWatchdog(timeout_ms=1_000)
 
 
 def disarm_fence(view: View) -> do.DisarmFence:

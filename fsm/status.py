@@ -31,6 +31,7 @@ from fsm.stalls import has_no_room, is_mute
 from fsm.states import State
 from fsm.view import View
 from fsm.vote import vote_revision
+from fsm.watchdog import is_unusable, watchdog_fields
 from fsm.wire import PATRONI_VERSION, FailoverRequest, Member, is_barred_by_tags, json_object
 
 ANSWER_FRESH_MS = 5_000
@@ -278,6 +279,7 @@ def status_fields(
         "pending_restart": bool(probe and probe.pending_restart) or None,
         "pending_restart_reason": pending_restart_reason(view) or None,
         "scheduled_restart": scheduled_restart_fields(view) or None,
+        "watchdog_failed": is_unusable(view) or None,
         "patroni": _software(view),
         "matriarch": _ours(view, is_log_degraded, progress),
     }
@@ -345,6 +347,7 @@ def _ours(view: View, is_log_degraded: bool, progress: dict[str, Any] | None) ->
         "disk": _disk_fields(view),
         "refused_parameters": dict(view.server.refused_parameters) or None,
         "last_promotion": promotion_fields(view.promotion) if view.promotion else None,
+        "watchdog": watchdog_fields(view),
         "fence": fence_fields(view),
     }
     return {key: value for key, value in fields.items() if value is not None}

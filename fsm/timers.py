@@ -31,6 +31,7 @@ from fsm.timing import (
     SWITCHOVER_WRITTEN_WITHIN_MS,
     SYNC_SETTLE_MS,
     UNANSWERED_GRACE_MS,
+    WATCHDOG_TRIED_ANEW_MS,
     backoff_ms,
     renew_every_ms,
     standby_pause_ms,
@@ -63,6 +64,9 @@ def _lease_instants(view: View) -> Iterator[int]:
 
 
 def _election_instants(view: View) -> Iterator[int]:
+    tried = view.attempts.get("feed-watchdog")
+    if tried is not None:
+        yield tried.failed_at_ms + WATCHDOG_TRIED_ANEW_MS
     if view.leader_free_since_ms is not None:
         yield view.leader_free_since_ms + NAMED_SUCCESSOR_WAIT_MS
     if view.state is State.CANDIDATE:

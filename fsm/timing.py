@@ -155,6 +155,15 @@ RESTART_STOP_MS = 120_000
 START_TIMEOUT_LEAST_MS = 300_000
 """How long a restarted server may take where primary_start_timeout is 0: that is about crashes. Patroni's default."""
 
+WATCHDOG_TIMEOUT_MIN_S = 3
+"""The fence feeds every second; a timeout shorter than three of them would reset a machine that is merely busy."""
+
+WATCHDOG_ROOM_MS = 2_000
+"""For how long after a renewal was sent its device may still be fed at the least: the answer takes its time."""
+
+WATCHDOG_TRIED_ANEW_MS = 60_000
+"""How long a node that requires a watchdog and found none to use leaves the election to others."""
+
 AGENT_RESTART_WITHIN_MS = 60_000
 """How long a restart of the agent in place is tried for; a moment at which nothing is under way comes in seconds."""
 

@@ -54,6 +54,15 @@ class ServerKill(Fact, frozen=True, kw_only=True):
     killed: int = 0
 
 
+class Watchdog(Fact, frozen=True, kw_only=True):
+    """The kernel's watchdog, as the fence last said. `timeout_s`: None while it feeds none."""
+
+    timeout_s: int | None = None
+    asked_s: int = 0
+    is_left_running: bool = False
+    """A fence that fed it is gone, and nobody has switched it off since."""
+
+
 class Fence(Fact, frozen=True, kw_only=True):
     """The fence process as last heard of, and what became known of its work since the agent started."""
 
@@ -238,6 +247,7 @@ class View(Fact, frozen=True, kw_only=True):
     """What the members said when they were last asked in a way that binds nobody."""
     vote: Vote | None = None
     fence: Fence = Fence()
+    watchdog: Watchdog = Watchdog()
     server: Server = Server()
     directory: DataDirectory | None = None
     disk: Disk = Disk()

@@ -183,6 +183,14 @@ from fsm.guards.synchronous import (
     may_names_be_left_over,
 )
 from fsm.guards.voting import is_vote_wanted, may_still_receive
+from fsm.guards.watchdog import (
+    has_hope_of_a_watchdog,
+    is_watchdog_lacking,
+    is_watchdog_outdated,
+    is_watchdog_ready,
+    is_watchdog_unneeded,
+    is_watchdog_wanted,
+)
 
 __all__ = [
     "clone_source",
@@ -197,6 +205,7 @@ __all__ = [
     "has_doubled_standby",
     "has_ended_for_want_of_room",
     "has_heir",
+    "has_hope_of_a_watchdog",
     "has_lease",
     "has_lease_time_left",
     "has_living_namesake",
@@ -333,6 +342,11 @@ __all__ = [
     "is_unrivalled",
     "is_vote_wanted",
     "is_waiting_prepared",
+    "is_watchdog_lacking",
+    "is_watchdog_outdated",
+    "is_watchdog_ready",
+    "is_watchdog_unneeded",
+    "is_watchdog_wanted",
     "is_work_on_directory_ahead",
     "leader_to_follow",
     "may_a_primary_be_running",

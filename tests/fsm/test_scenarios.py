@@ -765,6 +765,15 @@ def test_leader_steps_down_when_its_fence_confirms_no_deadline() -> None:
     assert world.view.now_ms < world.view.leadership_until_ms
 
 
+def test_leader_steps_down_when_the_watchdog_that_it_must_have_cannot_be_fed() -> None:
+    """With `watchdog.mode: required` nothing is promoted without one, and the key goes to somebody else."""
+    world = replica_of("n2", watchdog_mode="required", failing={"feed-watchdog": "sql"})
+    world.delete("leader")
+    world.until(lambda w: "L11" in w.rules)
+    world.until(lambda w: "leader" not in w.keys)
+    assert world.orders(do.Promote) == []
+
+
 def test_node_begins_anew_when_its_directory_is_gone_while_rewinding() -> None:
     """An empty directory needs no rewind but a base backup."""
     world = diverged()

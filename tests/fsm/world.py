@@ -130,6 +130,10 @@ class World:
     failing: dict[str, ev.FailureKind] = field(default_factory=dict)
     """Duties whose effects fail, and how."""
     is_server_silent: bool = False
+    watchdog_mode: str = "off"
+    has_watchdog: bool = False
+    watchdog_s: int | None = None
+    """The timeout of the watchdog that the fence feeds."""
     trial_ms: int = 800
     """How long the agent on the disk takes to show that it would start."""
     recovered_lsn: int = 0
@@ -219,6 +223,8 @@ class World:
             may_initialize=self.may_initialize,
             clone_on_rewind_failure=self.clone_on_rewind_failure,
             clone_on_divergence=self.clone_on_divergence,
+            watchdog_mode=self.watchdog_mode,
+            has_watchdog=self.has_watchdog,
         )
         started = ev.AgentStarted(
             at_ms=self.now_ms, identity=identity, boot=self.boot_id, wall="2026-01-01T00:00:00Z", promise=self.kept
@@ -228,7 +234,10 @@ class World:
     def connect_fence(self) -> None:
         """The fence tells what it holds."""
         pid = self.server.pid if self.server else None
-        self.feed(ev.FenceConnected(at_ms=self.now_ms, pid=pid, armed_until_ms=self.armed_until_ms))
+        told = ev.FenceConnected(
+            at_ms=self.now_ms, pid=pid, armed_until_ms=self.armed_until_ms, watchdog_s=self.watchdog_s
+        )
+        self.feed(told)
 
     def put(self, key: str, value: str, lease_id: int = 0) -> KeyChange:
         """Somebody writes a key."""
@@ -398,6 +407,12 @@ class World:
         match effect:
             case do.GrantLease() | do.RenewLease() | do.RevokeLease():
                 return self._perform_lease(effect)
+            case do.FeedWatchdog():
+                self.watchdog_s = effect.timeout_s
+                return ev.WatchdogFed(asked_s=effect.timeout_s, timeout_s=effect.timeout_s)
+            case do.ReleaseWatchdog():
+                self.watchdog_s = None
+                return ev.Done()
             case do.ArmFence() | do.DisarmFence() | do.FenceServer() | do.StopServer() | do.StopToRestart():
                 return self._perform_fence(effect)
             case do.WriteSync() | do.DeleteSync():
@@ -517,9 +532,9 @@ class World:
     ) -> ev.Done | ev.FenceArmed:
         if isinstance(effect, do.ArmFence):
             self.armed_until_ms = effect.until_ms
-            return ev.FenceArmed(until_ms=effect.until_ms)
+            return ev.FenceArmed(until_ms=effect.until_ms, watchdog_s=self.watchdog_s)
         if isinstance(effect, do.DisarmFence):
-            self.armed_until_ms = None
+            self.armed_until_ms = self.watchdog_s = None
         elif self.server:
             clean = effect.mode == "fast"
             if self.server.in_recovery:
@@ -530,7 +545,7 @@ class World:
 
     def _end_server(self, control_state: str, signal: int | None = None, *, fired: bool = False) -> None:
         assert self.server is not None
-        server, self.server, self.armed_until_ms = self.server, None, None
+        server, self.server, self.armed_until_ms, self.watchdog_s = self.server, None, None, None
         if server.in_recovery and control_state == "in production":
             control_state = "in archive recovery"
         self.directory = replace(
