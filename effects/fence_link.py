@@ -117,6 +117,16 @@ class FenceStatus(msgspec.Struct, frozen=True, kw_only=True):
     has_priority: bool = False
     is_oom_protected: bool = False
 
+    @property
+    def lacks(self) -> tuple[str, ...]:
+        """What the kernel did not grant it."""
+        granted = {
+            "memory_lock": self.is_memory_locked,
+            "priority": self.has_priority,
+            "oom_protection": self.is_oom_protected,
+        }
+        return tuple(name for name, is_granted in granted.items() if not is_granted)
+
 
 class _Envelope(msgspec.Struct, frozen=True, kw_only=True):
     """The fields that tell a reply from a notice; the rest of the line is decoded for what it is."""

@@ -221,6 +221,7 @@ class FenceSource:
                     armed_until_ms=status.armed_until_ms,
                     is_adopted=adopted is not None or status.is_adopted,
                     watchdog_s=status.watchdog_s,
+                    lacks=status.lacks,
                     kill=_as_fact(status.fired),
                 )
             )

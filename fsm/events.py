@@ -115,6 +115,8 @@ class FenceConnected(Event, frozen=True, kw_only=True):
     """True for a server that the fence did not start but found running on the data directory."""
     watchdog_s: int | None = None
     """The timeout of the watchdog that it feeds; None while it feeds none."""
+    lacks: tuple[str, ...] = ()
+    """What the kernel did not grant it: memory lock, priority, protection from the out-of-memory killer."""
     kill: FenceKill | None = None
     """The last time that this fence ended a server at its deadline; perhaps while no agent ran."""
 

@@ -12,7 +12,7 @@ from fsm.view import Fence, ServerKill, View
 
 def connected(view: View, event: FenceConnected) -> Fence:
     """The fence as it presents itself; what it did while no agent looked is news."""
-    fence = replace(view.fence, is_connected=True, armed_until_ms=event.armed_until_ms)
+    fence = replace(view.fence, is_connected=True, armed_until_ms=event.armed_until_ms, lacks=event.lacks)
     known = fence.last_kill
     if event.kill is None or (known is not None and known.at_ms >= event.kill.at_ms):
         return fence
@@ -81,6 +81,7 @@ def fence_fields(view: View) -> dict[str, Any]:
         "armed_until_ms": fence.armed_until_ms,
         "confirmations": fence.confirmations,
         "kills": fence.kills,
+        "lacks": list(fence.lacks),
     }
     if kill is not None:
         fields["last_kill"] = {

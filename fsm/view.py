@@ -68,6 +68,8 @@ class Fence(Fact, frozen=True, kw_only=True):
 
     is_connected: bool = False
     armed_until_ms: int | None = None
+    lacks: tuple[str, ...] = ()
+    """What the kernel did not grant it."""
     confirmations: int = 0
     """How many deadlines it has confirmed."""
     kills: int = 0

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -477,6 +478,26 @@ async def test_fence_log_starts_over_when_it_is_full(directory: Path) -> None:
         assert "started" in log.read_text()
 
 
+async def test_fence_has_what_the_kernel_grants_when_looked_at(directory: Path) -> None:
+    """A timer on the clock that counts suspend, and of lock, priority and protection what the status says."""
+    async with guarding(directory) as guard:
+        pid = await guard.start("/bin/sleep", "1000", armed_for_ms=60_000)
+        status = await guard.link.status()
+        proc = Path("/proc") / str(status.fence_pid)
+        timers = [
+            (proc / "fdinfo" / fd.name).read_text()
+            for fd in (proc / "fd").iterdir()
+            if str(fd.readlink()) == "anon_inode:[timerfd]"
+        ]
+        assert [f"clockid: {time.CLOCK_BOOTTIME}\n" in timer for timer in timers] == [True]
+        locked_kb = int((proc / "status").read_text().partition("VmLck:")[2].split()[0])
+        assert status.is_memory_locked == (locked_kb > 0)
+        assert status.has_priority == (os.getpriority(os.PRIO_PROCESS, status.fence_pid) < 0)
+        assert status.is_oom_protected == ((proc / "oom_score_adj").read_text() == "-1000\n")
+        assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0)
+        assert ("priority" in status.lacks) == (not status.has_priority)
+
+
 async def test_fence_stays_small(directory: Path) -> None:
     """What it costs is printed, and bounded far below the agent's own size."""
     async with guarding(directory) as guard:
@@ -508,6 +529,9 @@ GARBAGE = [
     b'{"id": 1, "command": "adopt", "pid": 99999999999}',
     b'{"id": 1, "command": "arm", "until_ms": -5}',
     b'{"id": 1, "command": "stop", "mode": "hard"}',
+    b'{"id": 1, "command": "watchdog", "device": 3}',
+    b'{"id": 1, "command": "watchdog", "device": "/", "timeout_s": 5, "slack_ms": 0, "driver": "default"}',
+    b'{"id": 1, "command": "watchdog_stop", "device": "/nowhere/at/all"}',
 ]
 
 
