@@ -58,7 +58,7 @@ from effects.successor import HandedOver, Inherited, Successor
 from fsm.dynamic import Dynamic, parse_dynamic
 from fsm.events import Identity
 from fsm.status import standing_word
-from fsm.timing import watch_progress_every_ms
+from fsm.timing import AGENT_LEAVES_WITHIN_MS, watch_progress_every_ms
 
 LIBPQ_OPTIONS = tuple(name for name in Credentials.__struct_fields__ if name not in ("username", "password"))
 """The parameters of libpq that a user's settings may hold."""
@@ -71,8 +71,6 @@ FIRST_CONFIG = {"ttl": 30, "loop_wait": 10, "retry_timeout": 10, "maximum_lag_on
 
 SETTLED_WITHIN_S = 5.0
 """How long the first clients wait after a restart in place; then they are told how things are."""
-FINISH_WITHIN_S = 2.0
-"""How long requests under way, and such as were just begun, may take before a restart in place."""
 
 logger = logging.getLogger(__name__)
 
@@ -353,7 +351,7 @@ async def _serve(
 
 
 def _finish_within_s(is_succeeded: bool) -> float:
-    return FINISH_WITHIN_S if is_succeeded else LEAVE_WITHIN_S
+    return AGENT_LEAVES_WITHIN_MS / 1000 if is_succeeded else LEAVE_WITHIN_S
 
 
 async def _run_agent(

@@ -47,19 +47,18 @@ class _Server(uvicorn.Server):
         return nullcontext()
 
     async def close(self, finish_within_s: float) -> None:
-        """Take no more requests, let those under way end for a while, then cut them off.
+        """Take no more requests, give everybody who waits for an answer the time to get it, then cut off.
 
-        A connection that was just taken has its request on the way: closed now, it would be reset.
+        A connection that was just taken has its request on the way: closed now, it would be reset. A stream is cut: it
+        has begun long ago and has no end.
         """
         for server in getattr(self, "servers", []):
             server.close()
         with anyio.move_on_after(finish_within_s):
-            await self._until_all_have_asked()
+            await self._until_nobody_waits()
         for connection in list(self.server_state.connections):
             connection.shutdown()
-        with anyio.move_on_after(finish_within_s):
-            while self.server_state.tasks:  # one may stay to be cut: a stream
-                await asyncio.wait(set(self.server_state.tasks))
+        await self._wait_for_tasks()
         for connection in list(self.server_state.connections):
             if connection.transport is not None:
                 connection.transport.abort()
@@ -67,16 +66,21 @@ class _Server(uvicorn.Server):
             task.cancel()
         await self._wait_for_tasks()
 
-    async def _until_all_have_asked(self) -> None:
-        """Return when every connection that was taken has brought a request; those that shake hands are not listed."""
+    async def _until_nobody_waits(self) -> None:
+        """Return when every connection has had its answer begun; those that shake hands are not known yet."""
         await anyio.sleep(HANDSHAKE_S)
-        connections = self.server_state.connections
-        while any(getattr(found, "cycle", None) is None for found in connections):  # noqa: ASYNC110 - uvicorn's own
+        while any(_is_waiting(found) for found in self.server_state.connections):  # noqa: ASYNC110 - uvicorn's own
             await anyio.sleep(POLL_S)
 
     async def _wait_for_tasks(self) -> None:
         if self.server_state.tasks:
             await asyncio.wait(set(self.server_state.tasks), timeout=LEAVE_WITHIN_S)
+
+
+def _is_waiting(connection: object) -> bool:
+    """True for a connection that has not brought a request yet, or was not answered yet."""
+    cycle = getattr(connection, "cycle", None)
+    return cycle is None or not (cycle.response_complete or cycle.response_started)
 
 
 class _Protocol(QuickProtocol):

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from effects.board import Board, Progress, Published
 from effects.clock import now_ms, wall_time
+from effects.errors import MatriarchError
 from effects.lanes import Lane, Lanes
 from effects.log import TransitionLog
 from effects.telling import lines
@@ -112,6 +113,8 @@ class Agent:
         self.report(AgentRestartAsked(at_ms=now_ms(), request_id=request_id, by=request_id))
 
     async def _step_aside(self, effect: do.BecomeNewAgent) -> AnyResult:
+        if self._log.degraded:
+            raise MatriarchError(f"the log does not reach the disk, and a successor must read it: {self._log.degraded}")
         logger.info("the agent on the disk takes over in this process; server, lease and sockets stay as they are")
         self.is_succeeded = True
         self._is_over.set()

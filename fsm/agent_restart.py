@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from fsm.asked import ANSWERS_KEPT, AgentRestart, Answer, Ending
 from fsm.events import AgentRestartAsked, AnyEvent, Failed, NewAgentChecked, Succeeded, Unknown
 from fsm.states import State
-from fsm.timing import AGENT_RESTART_WITHIN_MS, NEW_AGENT_ROOM
+from fsm.timing import AGENT_LEAVES_WITHIN_MS, AGENT_RESTART_WITHIN_MS, NEW_AGENT_ROOM
 from fsm.view import View
 from fsm.vote import is_voting
 
@@ -45,6 +45,8 @@ def with_agent_restart(view: View, event: AnyEvent) -> View:
             return replace(view, agent_restart=replace(restart, took_ms=max(1, took_ms)))
         case Failed(duty="check-new-agent") | Unknown(duty="check-new-agent"):
             return _refused(view, restart, f"the new agent would not start: {event.detail}")
+        case Failed(duty="become-new-agent"):
+            return _refused(view, restart, event.detail)
     if view.now_ms >= restart.until_ms and CHECK not in view.underway:
         return _refused(view, restart, restart_obstacle_of_agent(view) or "its moment did not come in time")
     return view
@@ -86,7 +88,7 @@ def _obstacle_of_leader(view: View) -> str | None:
         return "the leader's server does not accept writes yet"
     if not view.etcd.is_watched:
         return "etcd is not heard, and without it a successor could not take up the leader key"
-    needed_ms = NEW_AGENT_ROOM * (restart.took_ms if restart else 0)
+    needed_ms = AGENT_LEAVES_WITHIN_MS + NEW_AGENT_ROOM * (restart.took_ms if restart else 0)
     left_ms = min(view.leadership_until_ms, view.fence.armed_until_ms or 0) - view.now_ms
     if left_ms < needed_ms:
         return f"the new agent needs up to {needed_ms} ms, and the leader's lease leaves {max(0, left_ms)} ms"

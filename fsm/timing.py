@@ -170,6 +170,9 @@ AGENT_RESTART_WITHIN_MS = 60_000
 NEW_AGENT_CHECK_TIMEOUT_MS = 30_000
 """How long a new agent may take to show that it would start; on an idle machine it takes about a second."""
 
+AGENT_LEAVES_WITHIN_MS = 1_000
+"""How long requests under way, and such as were just begun, may take before the agent becomes its successor."""
+
 NEW_AGENT_ROOM = 2
 """How many times as long as its trial took the lease must last when the agent becomes its successor: the successor has
 to start as the trial did, read etcd, and take up key and fence before the deadline."""
