@@ -35,7 +35,7 @@ EVERY_S = 0.005
 @pytest.fixture(scope="module")
 async def real() -> AsyncIterator[RealCluster]:
     """A cluster under the monitor."""
-    async with watched_cluster(dynamic={"ttl": 20, "loop_wait": 2}) as (found, _):
+    async with watched_cluster(dynamic={"ttl": 60, "loop_wait": 2}) as (found, _):
         yield found
 
 
@@ -231,7 +231,7 @@ def start_as_systemd(node: DemoNode, listening: socket.socket) -> subprocess.Pop
 
 async def test_nobody_is_refused_when_systemd_made_the_socket() -> None:
     """Not even while there is no agent at all: who comes then is answered by the next one, in place or not."""
-    async with running_cluster(size=1, idle={"n1"}, dynamic={"ttl": 20}) as (real, _):
+    async with running_cluster(size=1, idle={"n1"}, dynamic={"ttl": 60}) as (real, _):
         node = real.cluster.node("n1")
         with socket.create_server(("127.0.0.1", node.plan.api_port)) as listening:
             agent = start_as_systemd(node, listening)

@@ -23,14 +23,14 @@ async def test_only_a_node_with_its_watchdog_leads_when_one_is_required(tmp_path
     node without one gives the key back, and nothing is promoted there."""
     with Device(tmp_path / "n1") as device:
         nodes = {"n1": required(device.path), "n2": required(tmp_path / "nowhere")}
-        async with watched_cluster(size=2, dynamic={"ttl": 20}, nodes=nodes, idle=("n2",)) as (real, _):
+        async with watched_cluster(size=2, dynamic={"ttl": 60}, nodes=nodes, idle=("n2",)) as (real, _):
             leader, other = real.cluster.node("n1"), real.cluster.node("n2")
-            assert device.words == ["Ctimeout=15", "1"]
+            assert device.words == ["Ctimeout=55", "1"]
             server = postmaster_of(leader)
             assert (await restart(leader))[0] == 0
             fed = len(device.fed_at_ms)
             await until(lambda: len(device.fed_at_ms) > fed)
-            assert (device.words, postmaster_of(leader)) == (["Ctimeout=15", "1"], server)
+            assert (device.words, postmaster_of(leader)) == (["Ctimeout=55", "1"], server)
             other.start()
             await real.settled()
             since_ms = now_ms()
