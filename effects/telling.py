@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 
+from fsm import watchdog
 from fsm.effects import Promote
 from fsm.events import (
     AgentRestartAsked,
@@ -29,6 +30,7 @@ from fsm.facts import FenceKill, ParameterChange, Probe
 from fsm.loss import loss_text
 from fsm.machine import Decision
 from fsm.stalls import is_full_at
+from fsm.states import State
 from fsm.table import TABLE
 from fsm.view import View
 
@@ -89,9 +91,17 @@ def _decision_lines(decision: Decision) -> Iterator[Line]:
     """The move and its reason; before a promotion, what it may leave behind."""
     if decision.rule is not None:
         yield logging.INFO, f"{decision.rule} {decision.before} -> {decision.after}: {BECAUSE[decision.rule]}"
+        yield from _lack_lines(decision)
     for issued in decision.effects:
         if isinstance(issued.effect, Promote) and issued.effect.loss is not None:
             yield logging.INFO, f"promoting: {loss_text(issued.effect.loss)}"
+
+
+def _lack_lines(decision: Decision) -> Iterator[Line]:
+    """Why a leader that steps down has no watchdog, where it must have one."""
+    obstacle = watchdog.obstacle(decision.view)
+    if decision.before is State.LEADER and obstacle is not None:
+        yield logging.ERROR, f"no watchdog: {obstacle}; mend it, or set watchdog.mode to automatic"
 
 
 def _cluster_lines(before: View, view: View) -> Iterator[Line]:

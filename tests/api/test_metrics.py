@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from fsm.dynamic import Dynamic
 from fsm.metrics import STATES
-from fsm.view import Etcd, View
+from fsm.view import Etcd, Fence, ServerKill, View
 from fsm.wire import SyncKey
 from tests.api.asking import Surroundings, ask, surroundings
 from tests.views import NOW_MS, POSITION_LSN, identity, leader_view, standby_probe, standby_view, with_server
@@ -124,3 +124,17 @@ async def test_metrics_are_there_when_nothing_is_known_yet(around: Surroundings)
     around.show(View())
     answer = await ask(around.app(), "/metrics")
     assert (answer.status, 'patroni_postgres_state{scope="",name=""} 12' in answer.text) == (200, True)
+
+
+async def test_fence_has_metrics_of_its_own_when_asked_for(around: Surroundings) -> None:
+    """Behind Patroni's, under Matriarch's name: what is left of the deadline at this instant, and the last kill."""
+    kill = ServerKill(reason="L4", at_ms=NOW_MS - 5_000, gone_at_ms=NOW_MS - 4_900, margin_ms=2_400, processes=7)
+    fence = Fence(is_connected=True, armed_until_ms=NOW_MS + 1_500, confirmations=9, kills=1, last_kill=kill)
+    around.show(leader_view(fence=fence))
+    text = (await ask(around.app(), "/metrics")).text
+    found = re.findall(r'^matriarch_fence_(\w+)\{scope="demo",name="n1"\} (\S+)$', text, re.MULTILINE)
+    assert {name: float(value) for name, value in found} == {
+        "connected": 1, "armed_seconds": 1.5, "confirmations_total": 9, "kills_total": 1,
+        "last_kill_duration_seconds": 0.1, "last_kill_margin_seconds": 2.4, "last_kill_age_seconds": 4.9,
+    }  # fmt: skip
+    assert len(re.findall(r"^# (?:HELP|TYPE) matriarch_fence_", text, re.MULTILINE)) == 2 * len(found)

@@ -6,6 +6,7 @@ from msgspec.structs import replace
 from effects.telling import lines
 from fsm.asked import ConfigChange, RestartWish
 from fsm.events import (
+    AgentRestartAsked,
     AnyEvent,
     ConfigAsked,
     FailsafeAsked,
@@ -14,11 +15,13 @@ from fsm.events import (
     ReloadAsked,
     RestartAsked,
     RestartCancelAsked,
+    ServerExited,
     ServerSilent,
     SwitchoverAsked,
     SwitchoverCancelAsked,
+    Ticked,
 )
-from fsm.facts import KeyChange
+from fsm.facts import FenceKill, KeyChange
 from fsm.machine import step
 from fsm.view import Promise, View
 from tests.views import NOW_MS, leader_view, standby_view
@@ -50,6 +53,10 @@ AT = "2099-01-01T00:00:00Z"
             "h asks for the scheduled switchover to be dropped",
         ),
         (ReloadAsked(at_ms=NOW_MS, request_id="r", by="h"), "h asks for the settings to be read again"),
+        (
+            AgentRestartAsked(at_ms=NOW_MS, request_id="r", by="SIGUSR2"),
+            "SIGUSR2 asks for a restart of the agent in place",
+        ),
         (ReinitAsked(at_ms=NOW_MS, by="h"), "h asks for new data from a base backup"),
     ],
 )
@@ -109,3 +116,22 @@ def test_promise_and_refusal_are_told_once_when_a_leader_asks_again_and_again() 
     refused = step(before, stranger)
     assert any("does not let n9 go on" in line for _, line in lines(before, refused, stranger))
     assert not any("n9" in line for _, line in lines(refused.view, step(refused.view, stranger), stranger))
+
+
+def test_console_tells_what_the_fence_did_when_it_fired() -> None:
+    """How many processes, how many of them by force, and how long it took."""
+    before = leader_view()
+    kill = FenceKill(armed_until_ms=NOW_MS, at_ms=NOW_MS + 1, gone_at_ms=NOW_MS + 81, processes=9, killed=2)
+    event = ServerExited(at_ms=NOW_MS + 90, pid=before.server.pid or 0, fired=True, kill=kill)
+    told = [line for _, line in lines(before, step(before, event), event)]
+    assert told[0].endswith("at its deadline: 9 processes, 2 of them by SIGKILL, the last gone 80 ms later")
+
+
+def test_console_tells_why_when_a_leader_lacks_its_watchdog() -> None:
+    """Where the ttl leaves no room for one nothing was tried that could tell."""
+    before = leader_view()
+    assert before.identity is not None
+    before = replace(before, identity=replace(before.identity, watchdog_mode="required", watchdog_safety_margin_s=29))
+    event = Ticked(at_ms=NOW_MS)
+    told = [line for _, line in lines(before, step(before, event), event)]
+    assert told[-1].startswith("no watchdog: with a ttl of ")
