@@ -71,8 +71,8 @@ def restart_obstacle_of_agent(view: View) -> str | None:
         return f"{', '.join(sorted(cut_off))} is under way"
     if view.restart or view.switchover or view.asked or view.is_reinit_asked:
         return "what an operator asked of this node is not done yet"
-    if view.promise is not None and view.now_ms < view.promise.until_ms:
-        return f"this node promised {view.promise.leader} not to stand for election, which a successor would not know"
+    if view.promising is not None:
+        return f"the promise to {view.promising.leader} not to stand for election is not on disk yet"
     return _obstacle_of_leader(view) if view.state is State.LEADER else _obstacle_of_voter(view)
 
 

@@ -85,14 +85,16 @@ def test_replica_steps_aside_when_etcd_is_not_heard() -> None:
     ask(world).until(has_stepped_aside)
 
 
-def test_agent_waits_when_it_promised_not_to_stand() -> None:
-    """The promise is in its memory alone."""
-    world = replica_of("n2")
-    world.feed(ev.FailsafeAsked(at_ms=world.now_ms, leader="n2", ttl_s=10))
-    promise = world.view.promise
-    assert promise is not None
-    ask(world).until(has_stepped_aside)
-    assert world.view.now_ms >= promise.until_ms
+def test_agent_waits_when_its_promise_is_not_on_disk() -> None:
+    """Once it is, a successor reads it there."""
+    world = replica_of("n2", held={"keep-promise"})
+    world.feed(ev.FailsafeAsked(at_ms=world.now_ms, leader="n2", ttl_s=30))
+    assert world.view.promising is not None
+    ask(world).wait(1_000)
+    assert not has_stepped_aside(world)
+    world.held.clear()
+    world.until(has_stepped_aside)
+    assert world.view.promise is not None
 
 
 def test_replica_waits_when_nobody_leads() -> None:
