@@ -36,7 +36,7 @@ async def test_only_a_node_with_its_watchdog_leads_when_one_is_required(tmp_path
             since_ms = now_ms()
             async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
                 await http.post(f"{leader.plan.api_url}/switchover", json={"leader": "n1", "candidate": "n2"})
-            await until(lambda: "L7" in [entry.rule for entry in real.entries("n2", since_ms=since_ms)])
+            await until(lambda: "L11" in [entry.rule for entry in real.entries("n2", since_ms=since_ms)])
             await until_led_by_another(real, "n2")
             await real.settled()
             assert "V" in device.words
