@@ -35,6 +35,11 @@ def is_agent_restart_open(view: View) -> bool:
     return view.agent_restart is not None and not view.agent_restart.refused
 
 
+def new_agent_checked(view: View, event: Succeeded, result: NewAgentChecked) -> View:
+    """Nothing by itself: `with_agent_restart` takes it, with the failures of the same duty."""
+    return view
+
+
 def with_agent_restart(view: View, event: AnyEvent) -> View:
     """What an event means for the restart that is asked for: the new code was tried, or the time for it is over."""
     restart = view.agent_restart

@@ -6,7 +6,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from fsm import fencing, watchdog
-from fsm.agent_restart import agent_restart_asked, with_agent_restart
+from fsm.agent_restart import agent_restart_asked, new_agent_checked, with_agent_restart
 from fsm.dynamic import is_configuration, parse_dynamic
 from fsm.effects import (
     DeleteSync,
@@ -537,10 +537,6 @@ def _fence_armed(view: View, event: Succeeded, result: FenceArmed) -> View:
     return replace(view, fence=fencing.confirmed(view, result.until_ms), watchdog=watchdog.armed(view, result))
 
 
-def _watchdog_fed(view: View, event: Succeeded, result: WatchdogFed) -> View:
-    return replace(view, watchdog=watchdog.fed(result))
-
-
 def _server_started(view: View, event: Succeeded, result: ServerStarted) -> View:
     return _with_postmaster(view, result.pid, is_standby=event.duty != "start-primary")
 
@@ -566,10 +562,6 @@ def _sync_marked(view: View, event: Succeeded, result: SyncMarked) -> View:
     return replace(view, waiting=marked(view.waiting, result.names, result.flushed_lsn))
 
 
-def _unchanged_by(view: View, event: Succeeded, result: NewAgentChecked) -> View:
-    return view  # `with_agent_restart` takes it
-
-
 def _history_read(view: View, event: Succeeded, result: HistoryRead) -> View:
     return replace(view, leader_history=LeaderHistory(leader=result.leader, history=result.history, wall=result.wall))
 
@@ -585,12 +577,12 @@ _RESULTS: dict[type, Callable[[View, Succeeded, Any], View]] = {
     LeaseHeld: _lease_held,
     KeyWritten: _key_written,
     FenceArmed: _fence_armed,
-    WatchdogFed: _watchdog_fed,
+    WatchdogFed: watchdog.fed,
     ServerStarted: _server_started,
     ParametersApplied: _parameters_applied,
     ReplayNeedsRead: _replay_needs_read,
     DirectoryRead: _directory_read,
-    NewAgentChecked: _unchanged_by,
+    NewAgentChecked: new_agent_checked,
     SyncMarked: _sync_marked,
     HistoryRead: _history_read,
     PeersHeard: _peers_heard,

@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from fsm.events import FenceArmed, FenceConnected, WatchdogFed
+from fsm.events import FenceArmed, FenceConnected, Succeeded, WatchdogFed
 from fsm.states import State
 from fsm.timing import WATCHDOG_ROOM_MS, WATCHDOG_TIMEOUT_MIN_S, fence_margin_ms
 from fsm.view import View, Watchdog
@@ -84,9 +84,9 @@ def armed(view: View, result: FenceArmed) -> Watchdog:
     return replace(view.watchdog, timeout_s=result.watchdog_s)
 
 
-def fed(result: WatchdogFed) -> Watchdog:
+def fed(view: View, event: Succeeded, result: WatchdogFed) -> View:
     """The fence has begun to feed it."""
-    return Watchdog(timeout_s=result.timeout_s, asked_s=result.asked_s)
+    return replace(view, watchdog=Watchdog(timeout_s=result.timeout_s, asked_s=result.asked_s))
 
 
 def released() -> Watchdog:
