@@ -219,7 +219,9 @@ class EmbeddedEtcd:
         is_fsync_off: faster, and good enough where a crash of the machine costs nothing (tests). scheme: "https" needs
         `arguments` with certificates.
         """
-        self.name, self.directory = name, directory
+        self.name, self.directory, self.host = name, directory, "127.0.0.1"
+        self.launcher: tuple[str, ...] = ()
+        """Words before its command: a program that puts it somewhere else, such as another namespace."""
         self.client_port, self.peer_port, self.metrics_port, self.initial_cluster = 0, 0, 0, ""
         _take_free_ports([self])
         self._scheme, self._arguments = scheme, [*arguments, *(["--unsafe-no-fsync"] if is_fsync_off else [])]
@@ -228,12 +230,12 @@ class EmbeddedEtcd:
     @property
     def endpoint(self) -> str:
         """Where clients connect: "127.0.0.1:port"."""
-        return f"127.0.0.1:{self.client_port}"
+        return f"{self.host}:{self.client_port}"
 
     @property
     def peer_url(self) -> str:
         """Where the other members connect."""
-        return f"http://127.0.0.1:{self.peer_port}"
+        return f"http://{self.host}:{self.peer_port}"
 
     @property
     def pid(self) -> int:
@@ -275,7 +277,7 @@ class EmbeddedEtcd:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("ETCD_")}
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [*dying_with_the_parent("TERM"), etcd_binary(), *self._options()],
+                [*dying_with_the_parent("TERM"), *self.launcher, etcd_binary(), *self._options()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -290,7 +292,7 @@ class EmbeddedEtcd:
         yield from ("--listen-peer-urls", self.peer_url, "--initial-advertise-peer-urls", self.peer_url)
         yield from ("--initial-cluster", self.initial_cluster, "--logger", "zap", "--log-level", "warn")
         # A plain listener for /health and /metrics, whatever the client port asks of its clients.
-        yield from ("--listen-metrics-urls", f"http://127.0.0.1:{self.metrics_port}")
+        yield from ("--listen-metrics-urls", f"http://{self.host}:{self.metrics_port}")
         yield from self._arguments
 
     def wait_until_healthy(self) -> None:
@@ -309,7 +311,7 @@ class EmbeddedEtcd:
             raise ProgramFailed("etcd", status, self.log_path.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace"))
 
     def _get(self, path: str) -> str:
-        connection = http.client.HTTPConnection("127.0.0.1", self.metrics_port, timeout=2)
+        connection = http.client.HTTPConnection(self.host, self.metrics_port, timeout=2)
         with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
             connection.request("GET", path)
             return connection.getresponse().read().decode()
@@ -405,6 +407,11 @@ def _take_free_ports(members: Sequence[EmbeddedEtcd]) -> None:
     ports = iter(free_ports(3 * len(members)))
     for member in members:
         member.client_port, member.peer_port, member.metrics_port = next(ports), next(ports), next(ports)
+    introduce(members)
+
+
+def introduce(members: Sequence[EmbeddedEtcd]) -> None:
+    """Tells each member of a new cluster who the others are, and where."""
     initial_cluster = ",".join(f"{member.name}={member.peer_url}" for member in members)
     for member in members:
         member.initial_cluster = initial_cluster

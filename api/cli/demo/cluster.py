@@ -47,6 +47,9 @@ class DemoNode:
         self.output_path = self.directory / "agent.log"
         self.overlay: dict[str, Any] = {}
         """What is laid over the demo's settings in this node's patroni.yml when the cluster starts."""
+        self.launcher: tuple[str, ...] = ()
+        """Words before the agent's command: a program that puts it somewhere else, such as another namespace."""
+        self.command = AGENT_COMMAND
         self._agent: subprocess.Popen[bytes] | None = None
 
     @property
@@ -93,7 +96,7 @@ class DemoNode:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(HIDDEN_PREFIXES)}
         with self.output_path.open("ab") as output:
             self._agent = subprocess.Popen(
-                [*dying_with_the_parent("TERM"), *AGENT_COMMAND, str(self.settings_path)],
+                [*dying_with_the_parent("TERM"), *self.launcher, *self.command, str(self.settings_path)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -24,16 +24,17 @@ PARAMETERS = {
 
 
 class NodePlan(msgspec.Struct, frozen=True, kw_only=True):
-    """One node: its name and its two ports."""
+    """One node: its name, its address and its two ports."""
 
     name: str
     api_port: int
     postgres_port: int
+    host: str = "127.0.0.1"
 
     @property
     def api_url(self) -> str:
         """Where its REST API listens."""
-        return f"http://127.0.0.1:{self.api_port}"
+        return f"http://{self.host}:{self.api_port}"
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,7 +108,7 @@ def settings_text(
         bin_dir: PostgreSQL's programs.
         overlay: what is laid over the demo's settings.
     """
-    api, postgres = f"127.0.0.1:{node.api_port}", f"127.0.0.1:{node.postgres_port}"
+    api, postgres = f"{node.host}:{node.api_port}", f"{node.host}:{node.postgres_port}"
     settings = {
         "scope": SCOPE,
         "name": node.name,

@@ -57,7 +57,7 @@ def _connection(options: dict[str, Any]) -> Iterator[psycopg.Connection[Any]]:
 
 @contextmanager
 def _connection_to(plan: Plan, node: NodePlan) -> Iterator[psycopg.Connection[Any]]:
-    options = connection_options(plan, session="any") | {"host": "127.0.0.1", "port": str(node.postgres_port)}
+    options = connection_options(plan, session="any") | {"host": node.host, "port": str(node.postgres_port)}
     with _connection(options) as connection:
         yield connection
 

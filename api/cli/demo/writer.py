@@ -32,7 +32,7 @@ def connection_options(plan: Plan, *, session: str) -> dict[str, Any]:
     session: libpq's target_session_attrs.
     """
     return {
-        "host": ",".join("127.0.0.1" for _ in plan.nodes),
+        "host": ",".join(node.host for node in plan.nodes),
         "port": ",".join(str(node.postgres_port) for node in plan.nodes),
         "user": "postgres",
         "password": plan.superuser_password,
