@@ -20,7 +20,7 @@ MADE_FOR := $(VENV)/made-for
 FOR_DEMO := $(VENV)/installed-for-demo
 FOR_TESTS := $(VENV)/installed-for-tests
 
-.PHONY: help demo test check lint compose-test bench durability golden requirements clean moved
+.PHONY: help demo test check lint compose-test bench chaos durability golden requirements clean moved
 
 help: ## list these targets
 	@echo "make demo takes TOUR=1, KEEP=directory, POSTGRES=16 and POSTGRES_BIN=directory;"
@@ -52,6 +52,9 @@ compose-test: $(FOR_TESTS) ## build the images and run compose.yaml, as root, in
 
 bench: $(FOR_TESTS) ## measure, and compare with the budgets
 	@$(PY) -m tests.bench $(ARGS)
+
+chaos: $(FOR_TESTS) ## break things on real processes, as root: every kind once; ALL=1 the whole matrix, for hours
+	@$(PY) -m tests.chaos $(if $(filter-out 0,$(ALL)),--all) $(ARGS)
 
 durability: $(FOR_TESTS) ## kill the primary's node ROUNDS=20 times in each synchronous mode; no acknowledged row may be lost
 	@ROUNDS=$(if $(ROUNDS),$(ROUNDS),20) $(PYTEST) tests/cluster/test_durability.py $(ARGS)

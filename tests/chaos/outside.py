@@ -1,0 +1,80 @@
+"""Starts a group in namespaces of its own, and hears its results."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from effects.programs import dying_with_the_parent
+from tests.chaos.cells import Cell, Result
+
+ROOT = Path(__file__).resolve().parents[2]
+KEPT_IN = ROOT / "build" / "chaos"
+STOP_TIMEOUT_S = 60
+NAMESPACES = ("--mount", "--net", "--pid", "--ipc", "--propagation", "private")
+UNSHARED = (*NAMESPACES, "--fork", "--kill-child=KILL", "--mount-proc")
+"""Namespaces of its own for mounts, network, processes and shared memory: all that is in them goes with the first
+process. Source: unshare(1)."""
+
+
+def unshared(*words: str) -> list[str]:
+    """A command as the program in namespaces of its own, under a first process that reaps and ends everything."""
+    inside = [sys.executable, "-m", "tests.chaos.init", *words]
+    return [*dying_with_the_parent("KILL"), "unshare", *UNSHARED, "--", *inside]
+
+
+def results_of(cells: Sequence[Cell], keep: Path = KEPT_IN) -> Iterator[Result]:
+    """The results of one group's cells as they come; those that a broken run did not reach have that as their problem.
+
+    Closing the iterator ends the run and everything in it.
+    """
+    waiting = list(cells)
+    with _running(cells, keep) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            result = msgspec.json.decode(line, type=Result)
+            waiting.remove(result.cell)
+            yield msgspec.structs.replace(result, commit=commit())
+        status = process.wait()
+    for cell in waiting:
+        yield Result(cell=cell, problems=[f"the run ended before with status {status}"], commit=commit())
+
+
+@contextlib.contextmanager
+def _running(cells: Sequence[Cell], keep: Path) -> Iterator[subprocess.Popen[str]]:
+    words = unshared(sys.executable, "-m", "tests.chaos.group", msgspec.json.encode(list(cells)).decode(), str(keep))
+    process = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            _ask_to_stop(process.pid)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_TIMEOUT_S)
+            process.kill()
+            process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def _ask_to_stop(unsharing: int) -> None:
+    """Tells the first process of the namespaces; `unshare` itself hands no signal on."""
+    for child in Path(f"/proc/{unsharing}/task/{unsharing}/children").read_text().split():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(child), signal.SIGTERM)
+
+
+def commit() -> str:
+    """The commit that is checked out, marked when files differ from it."""
+    found = subprocess.run(
+        ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--abbrev=7", "--exclude=*"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found.stdout.strip()
