@@ -1,10 +1,29 @@
 """All scenarios, and which cells they make."""
 
-from tests.chaos import network_faults, node_faults
+from tests.chaos import (
+    clock_faults,
+    disk_faults,
+    etcd_faults,
+    intruder_faults,
+    load_faults,
+    network_faults,
+    node_faults,
+)
 from tests.chaos.cells import MODES, TTLS_S, Cell
 from tests.chaos.scenario import SCENARIOS
 
-__all__ = ["SCENARIOS", "network_faults", "node_faults", "short_set", "whole_matrix"]
+__all__ = [
+    "SCENARIOS",
+    "clock_faults",
+    "disk_faults",
+    "etcd_faults",
+    "intruder_faults",
+    "load_faults",
+    "network_faults",
+    "node_faults",
+    "short_set",
+    "whole_matrix",
+]
 
 
 def short_set() -> list[Cell]:
@@ -14,8 +33,7 @@ def short_set() -> list[Cell]:
         for one in SCENARIOS.values()
         if one.short_mode is not None
     ]
-    order = list(MODES)
-    return sorted(cells, key=lambda cell: (cell.wiring, order.index(cell.mode)))
+    return sorted(cells, key=lambda cell: (*_group_order(cell), SCENARIOS[cell.fault].is_cluster_used_up))
 
 
 def whole_matrix() -> list[Cell]:
@@ -27,5 +45,8 @@ def whole_matrix() -> list[Cell]:
         for one in SCENARIOS.values()
         if mode in one.modes
     ]
-    order = list(MODES)
-    return sorted(cells, key=lambda cell: (cell.ttl_s, order.index(cell.mode), cell.wiring))
+    return sorted(cells, key=lambda cell: (*_group_order(cell), SCENARIOS[cell.fault].is_cluster_used_up))
+
+
+def _group_order(cell: Cell) -> tuple[int, int, str]:
+    return (cell.ttl_s, list(MODES).index(cell.mode), cell.wiring)

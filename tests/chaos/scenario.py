@@ -18,6 +18,7 @@ class Course:
         self.notes: dict[str, str] = {}
         self.began_ms = unix_ms()
         self.ended_ms: int | None = None
+        self.settled_ms: int | None = None
 
     def begins(self) -> None:
         """The fault begins now."""
@@ -26,6 +27,14 @@ class Course:
     def ends(self) -> None:
         """The fault has ended now: from here the cluster recovers."""
         self.ended_ms = unix_ms()
+
+    def settled(self) -> None:
+        """The cluster has recovered, and what the scenario does from here is not counted to it."""
+        self.settled_ms = unix_ms()
+
+    def now_ms(self) -> int:
+        """The present instant, by the clock of everything that is recorded."""
+        return unix_ms()
 
     def demand(self, holds: bool, otherwise: str) -> None:
         """Count a problem unless it holds."""
@@ -52,6 +61,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     """True when the fault may cost the primary, and with it, in mode off, acknowledged rows."""
     two_ms_at_most: float = 0
     """How long two servers may take writes at once, where the fault itself makes the second one."""
+    is_cluster_used_up: bool = False
+    """True when the next scenario needs another cluster."""
     modes: tuple[str, ...] = ("off", "on", "strict", "quorum")
 
 
