@@ -27,7 +27,7 @@ async def data_disk_full(scene: Scene, course: Course) -> None:
     course.ends()
 
 
-@scenario("data-disk-hangs", 8, wiring="disks")
+@scenario("data-disk-hangs", 8, wiring="disks", short_mode="on")
 async def data_disk_hangs(scene: Scene, course: Course) -> None:
     """No write to the leader's data disk ends for three ttl."""
     leader = await scene.leader()
@@ -39,14 +39,14 @@ async def data_disk_hangs(scene: Scene, course: Course) -> None:
     course.ends()
 
 
-@scenario("log-disk-full", 8, wiring="disks", is_primary_lost=False)
+@scenario("log-disk-full", 8, wiring="disks", short_mode="on", is_primary_lost=False)
 async def log_disk_full(scene: Scene, course: Course) -> None:
     """The disk of the leader's agent, where its log lies, has no byte left for three ttl: it leads on."""
     leader = await scene.leader()
     await while_leading_on(scene, course, leader, full(state_disk(leader)))
 
 
-@scenario("log-disk-hangs", 8, wiring="disks", is_primary_lost=False)
+@scenario("log-disk-hangs", 8, wiring="disks", short_mode="on", is_primary_lost=False)
 async def log_disk_hangs(scene: Scene, course: Course) -> None:
     """No fsync of the leader's log ends for three ttl: it leads on."""
     leader = await scene.leader()

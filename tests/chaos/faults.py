@@ -3,7 +3,7 @@
 import base64
 import contextlib
 import signal
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -83,21 +83,18 @@ async def members_killed(members: Collection[EmbeddedEtcd]) -> Any:
         await anyio.to_thread.run_sync(member.wait_until_healthy)
 
 
-def etcd_call(member: EmbeddedEtcd, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """What a member answers through its JSON gateway. Source: etcd, "gRPC gateway"."""
-    answer = httpx.post(f"http://{member.endpoint}/v3/{path}", json=body, timeout=10, trust_env=False)
-    answer.raise_for_status()
-    found: dict[str, Any] = answer.json()
-    return found
-
-
 def put_and_compact(member: EmbeddedEtcd, times: int) -> int:
-    """The revision up to which etcd's history is gone, after some writes beside the cluster's keys."""
+    """The revision up to which etcd's history is gone, after some writes beside the cluster's keys.
+
+    Source: etcd, "gRPC gateway": the API as JSON.
+    """
     revision = 0
-    for number in range(times):
-        key, value = (base64.b64encode(text.encode()).decode() for text in ("/beside", str(number)))
-        revision = int(etcd_call(member, "kv/put", {"key": key, "value": value})["header"]["revision"])
-    etcd_call(member, "kv/compaction", {"revision": revision, "physical": True})
+    with httpx.Client(base_url=f"http://{member.endpoint}/v3/kv/", timeout=10, trust_env=False) as client:
+        for number in range(times):
+            key, value = (base64.b64encode(text.encode()).decode() for text in ("/beside", str(number)))
+            answer = client.post("put", json={"key": key, "value": value}).raise_for_status()
+            revision = int(answer.json()["header"]["revision"])
+        client.post("compaction", json={"revision": revision, "physical": True}).raise_for_status()
     return revision
 
 

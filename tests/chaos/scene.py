@@ -24,12 +24,14 @@ from api.cli.demo.workspace import Workspace, open_workspace
 from api.cli.demo.writer import connection_options
 from effects.clock import unix_ms
 from effects.embedded import EmbeddedEtcd, introduce
+from effects.etcd import EtcdClient
+from fsm.wire import parse_sync
 from tests.chaos.cells import MODES
 from tests.chaos.disks import Disks
 from tests.chaos.net import HUB_ADDRESS, Net, entering
 from tests.chaos.proxy import DelayingProxy
 from tests.chaos.witnesses import MAKE_TABLES, Monitor, Writers
-from tests.cluster.harness import RealCluster, sync_key
+from tests.cluster.harness import PREFIX, RealCluster
 
 NODE_NUMBER, ETCD_NUMBER = 11, 21
 SETTLE_PATIENCE_S = 90
@@ -99,14 +101,13 @@ class Scene:
         return next(node for node in others if self.monitor.taken(node.name, since_ms=since_ms))
 
     async def until_settled(self) -> None:
-        """Return when one leads and all others stream, and in a synchronous mode commits wait for somebody."""
+        """Return when one leads and all others stream, etcd says the same, and in a synchronous mode commits wait."""
 
         async def look() -> None:
             await self.real.settled()
-            if self.is_synchronous:
-                with anyio.fail_after(SETTLE_PATIENCE_S):
-                    while not (await sync_key(self.real)).members:  # noqa: ASYNC110 - other processes
-                        await anyio.sleep(POLL_S)
+            with anyio.fail_after(SETTLE_PATIENCE_S):
+                while not await self._is_whole_in_etcd():  # noqa: ASYNC110 - other processes
+                    await anyio.sleep(POLL_S)
 
         with anyio.fail_after(SETTLE_PATIENCE_S + 3 * self.ttl_s):
             while True:
@@ -116,6 +117,15 @@ class Scene:
         since_ms = unix_ms()
         await self.until(lambda: bool(self.writers.acknowledged(since_ms=since_ms)), "a write is acknowledged", 30)
 
+    async def _is_whole_in_etcd(self) -> bool:
+        """The leader key names who leads, every member is published, so that each agent has reached etcd again."""
+        async with EtcdClient(list(self.real.cluster.etcd_cluster.endpoints)) as client:
+            read = await client.read_prefix(PREFIX, timeout_ms=5_000)
+        found = {key.key.removeprefix(PREFIX): key.value for key in read.keys}
+        are_published = all(f"members/{node.name}" in found for node in self.nodes)
+        is_waited_for = not self.is_synchronous or bool(parse_sync(found.get("sync")).members)
+        return found.get("leader") == self.real.primary and are_published and is_waited_for
+
     async def hold(self, span_s: float) -> None:
         """Let the fault last."""
         await anyio.sleep(span_s)
@@ -124,7 +134,9 @@ class Scene:
         """Change the cluster's dynamic configuration, and return when every agent has been told."""
         leader = await self.leader()
         async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
-            (await client.patch(f"{leader.plan.api_url}/config", json=change)).raise_for_status()
+            with anyio.fail_after(SETTLE_PATIENCE_S):
+                while (await client.patch(f"{leader.plan.api_url}/config", json=change)).is_error:  # noqa: ASYNC110
+                    await anyio.sleep(POLL_S)
             for node in self.nodes:
                 await self.until(partial(_has, node, change), f"{node.name} knows {change}")
 
