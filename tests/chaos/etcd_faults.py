@@ -48,6 +48,17 @@ async def etcd_member_frozen(scene: Scene, course: Course) -> None:
     course.demand(await scene.leader() is leader, "another node leads")
 
 
+@scenario("etcd-member-cut", 6, is_primary_lost=False)
+async def etcd_member_cut(scene: Scene, course: Course) -> None:
+    """The member that leads etcd is cut off from the other members for three ttl; the nodes still reach it."""
+    leader, member = await scene.leader(), await etcd_leader(scene)
+    course.begins()
+    with scene.net.cut_off(member.name, [other.name for other in scene.etcd if other is not member]):
+        await scene.hold(3 * scene.ttl_s)
+    course.ends()
+    course.demand(await scene.leader() is leader, "another node leads")
+
+
 @scenario("etcd-quorum-lost", 6, short_mode="on", is_primary_lost=False)
 async def quorum_lost(scene: Scene, course: Course) -> None:
     """Two of three members are gone for three ttl: with failsafe the leader leads on, without losing a session."""

@@ -72,3 +72,18 @@ async def link_flaps(scene: Scene, course: Course) -> None:
                 await scene.hold(1)
             await scene.hold(1)
     course.ends()
+
+
+@scenario("etcd-back-for-a-moment", 5, is_primary_lost=False)
+async def etcd_back_for_a_moment(scene: Scene, course: Course) -> None:
+    """The leader is cut off from etcd for two ttl, reaches it for half a second, and is cut off for two ttl again."""
+    leader = await scene.leader()
+    course.begins()
+    with scene.net.cut_off(leader.name, scene.etcd_names):
+        await scene.hold(2 * scene.ttl_s)
+    await scene.hold(0.5)
+    with scene.net.cut_off(leader.name, scene.etcd_names):
+        await scene.hold(2 * scene.ttl_s)
+    course.ends()
+    await scene.until_settled()
+    course.demand(await scene.leader() is leader, "another node leads")
