@@ -7,7 +7,7 @@ from pathlib import Path
 
 from effects.clock import now_ms
 from tests.chaos.cells import Cell, Result, append_result, in_groups, picked, read_results
-from tests.chaos.net import why_not
+from tests.chaos.net import why_no_disks, why_not
 from tests.chaos.outside import KEPT_IN, ROOT, commit, results_of
 from tests.chaos.page import write_page
 from tests.chaos.registry import short_set, whole_matrix
@@ -26,6 +26,9 @@ def main() -> int:
         print(f"chaos        skipped: {reason}", file=sys.stderr)
         return 2
     cells = picked(whole_matrix() if asked.all or asked.k else short_set(), asked.k)
+    if any(cell.wiring == "disks" for cell in cells) and (reason := why_no_disks()):
+        print(f"chaos        no disk is filled: {reason}")
+        cells = [cell for cell in cells if cell.wiring != "disks"]
     known = read_results(asked.results)
     if asked.page:
         write_page(PAGE, known, whole_matrix())

@@ -37,6 +37,12 @@ def why_not() -> str | None:
     return None if tried.returncode == 0 else "this machine allows no namespaces (in a container: --privileged)"
 
 
+def why_no_disks() -> str | None:
+    """Why this machine has no disks to fill; None when it has."""
+    tried = subprocess.run(["losetup", "--find"], capture_output=True, check=False)
+    return None if tried.returncode == 0 else "there are no loop devices (modprobe loop)"
+
+
 def run(*words: str) -> str:
     """What a program prints. Raises: RuntimeError with what it said when it fails."""
     ended = subprocess.run(words, capture_output=True, text=True, check=False)

@@ -34,7 +34,7 @@ def results_of(cells: Sequence[Cell], keep: Path = KEPT_IN) -> Iterator[Result]:
     Closing the iterator ends the run and everything in it.
     """
     waiting = list(cells)
-    with _running(cells, keep) as process:
+    with running(cells, keep) as process:
         assert process.stdout is not None
         for line in process.stdout:
             result = msgspec.json.decode(line, type=Result)
@@ -46,7 +46,8 @@ def results_of(cells: Sequence[Cell], keep: Path = KEPT_IN) -> Iterator[Result]:
 
 
 @contextlib.contextmanager
-def _running(cells: Sequence[Cell], keep: Path) -> Iterator[subprocess.Popen[str]]:
+def running(cells: Sequence[Cell], keep: Path) -> Iterator[subprocess.Popen[str]]:
+    """The program that runs a group's cells, its results on its stdout; ended, with all that it started, afterwards."""
     words = unshared(sys.executable, "-m", "tests.chaos.group", msgspec.json.encode(list(cells)).decode(), str(keep))
     process = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
     try:
