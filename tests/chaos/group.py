@@ -84,9 +84,8 @@ async def _judged(scene: Scene, cell: Cell, course: Course, recovery_ms: int | N
     lost: set[int] = set()
     if recovery_ms is not None:
         lost = await anyio.to_thread.run_sync(scene.writers.newly_lost)
-        judged = {row_id for row_id in lost if scene.writers.writer_of(row_id) not in course.excused}
-        if judged and (scene.is_synchronous or not wanted.is_primary_lost):
-            course.problems.append(f"{len(judged)} acknowledged ids are lost, such as {sorted(judged)[:5]}")
+        if lost and (scene.is_synchronous or not wanted.is_primary_lost):
+            course.problems.append(f"{len(lost)} acknowledged ids are lost, such as {sorted(lost)[:5]}")
         for node in scene.nodes:
             await anyio.to_thread.run_sync(_replayed, node, course)
     acks = scene.writers.acknowledged(since_ms=course.began_ms)

@@ -19,7 +19,6 @@ class Course:
         self.began_ms = unix_ms()
         self.ended_ms: int | None = None
         self.settled_ms: int | None = None
-        self.excused: set[str] = set()
 
     def begins(self) -> None:
         """The fault begins now."""
@@ -41,10 +40,6 @@ class Course:
         """Count a problem unless it holds."""
         if not holds:
             self.problems.append(otherwise)
-
-    def excuse(self, server: str) -> None:
-        """What this server acknowledges may be lost: the fault itself makes it acknowledge what it must not."""
-        self.excused.add(server)
 
     def note(self, what: str, value: object) -> None:
         """Tell what was measured or seen."""

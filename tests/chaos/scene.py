@@ -76,8 +76,10 @@ class Scene:
         return self.mode != "off"
 
     async def leader(self) -> DemoNode:
-        """Who leads now, by the agents' own answers."""
-        await self.real.watcher.look()
+        """Who leads, by the agents' own answers, once one says so: a busy machine may let an answer come late."""
+        with anyio.fail_after(SETTLE_PATIENCE_S):
+            while (await self.real.watcher.look()).primary is None:  # noqa: ASYNC110 - other processes
+                await anyio.sleep(POLL_S)
         return self.real.leader
 
     async def until(self, holds: Callable[[], bool], what: str, patience_s: float | None = None) -> None:

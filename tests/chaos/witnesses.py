@@ -223,7 +223,6 @@ class Writers:
         ]
         self._writers = [outside, *inside]
         self._known_lost: set[int] = set()
-        self._step, self._names = step, ["the outside", *(node.name for node in plan.nodes)]
 
     def __enter__(self) -> Self:
         with primary_connection(self._plan) as connection:
@@ -240,10 +239,6 @@ class Writers:
         """What was acknowledged from an instant on: ids and instants, in the order of time."""
         found = [ack for writer in self._writers for ack in list(writer.acknowledged) if ack[1] >= since_ms]
         return sorted(found, key=lambda ack: ack[1])
-
-    def writer_of(self, row_id: int) -> str:
-        """Inside which node the writer of an id is."""
-        return self._names[row_id % self._step]
 
     def newly_lost(self) -> set[int]:
         """Acknowledged ids that the present primary does not have, each told once. Raises: PostgresError."""
