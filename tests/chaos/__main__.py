@@ -1,6 +1,7 @@
 """`make chaos`: faults on real processes, each result told and kept as it comes; and the page made of them."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,6 +22,9 @@ GUESSED_S = {5: 35, 20: 100}
 def main() -> int:
     """Run what is asked for; 0 when everything held."""
     asked = _asked()
+    # Asked to stop, it ends what runs, as at Ctrl-C; also where a shell that put it aside lets it ignore SIGINT.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     reason = why_not()
     if reason is not None:
         print(f"chaos        skipped: {reason}", file=sys.stderr)
@@ -103,4 +107,7 @@ def _left(cells: Iterable[Cell], spent: dict[int, list[float]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("chaos        broken off; ALL=1 goes on from here")

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -49,9 +50,28 @@ def results_of(cells: Sequence[Cell], keep: Path = KEPT_IN) -> Iterator[Result]:
 def running(cells: Sequence[Cell], keep: Path) -> Iterator[subprocess.Popen[str]]:
     """The program that runs a group's cells, its results on its stdout; ended, with all that it started, afterwards."""
     words = unshared(sys.executable, "-m", "tests.chaos.group", msgspec.json.encode(list(cells)).decode(), str(keep))
-    process = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    with _temporary_directory() as directory:
+        environment = os.environ | {"TMPDIR": directory}
+        process = subprocess.Popen(
+            words, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+        )
+        with _ended(process):
+            yield process
+
+
+@contextlib.contextmanager
+def _temporary_directory() -> Iterator[str]:
+    """For the clusters of one run, and for them alone: whether another's is in use cannot be seen from the inside."""
+    with tempfile.TemporaryDirectory(prefix="mc-", ignore_cleanup_errors=True) as directory:
+        Path(directory).chmod(0o755)  # who runs PostgreSQL must pass through
+        yield directory
+
+
+@contextlib.contextmanager
+def _ended(process: subprocess.Popen[str]) -> Iterator[None]:
+    """A process that is asked to end after the block, and killed when it does not."""
     try:
-        yield process
+        yield
     finally:
         if process.poll() is None:
             _ask_to_stop(process.pid)

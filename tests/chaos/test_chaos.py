@@ -78,6 +78,7 @@ def test_run_leaves_nothing_when_it_is_broken_off(tmp_path: Path) -> None:
             found = processes.descendants(process.pid)
         words = [word for pid in found for word in processes.command_line(pid)]
         settings = Path(next(word for word in words if word.endswith("/patroni.yml")))
+        assert settings.exists()
     assert not [pid for pid in found if processes.is_alive(pid)]
     assert not settings.parents[1].exists()
     assert run("ip", "-o", "link") == links
