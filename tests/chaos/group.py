@@ -90,6 +90,8 @@ async def _judged(scene: Scene, cell: Cell, course: Course, recovery_ms: int | N
             await anyio.to_thread.run_sync(_replayed, node, course)
     acks = scene.writers.acknowledged(since_ms=course.began_ms)
     course.demand(bool(acks), "nothing was acknowledged at all")
+    course.demand(bool(scene.monitor.taken(since_ms=course.began_ms)), "the monitor saw no write at all")
+    course.demand(scene.monitor.is_watching and scene.writers.are_writing, "a witness has ended before")
     return Result(
         cell=cell,
         problems=course.problems,

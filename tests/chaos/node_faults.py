@@ -1,5 +1,6 @@
 """Scenarios 1 to 4: agent, fence, server and whole node killed or frozen."""
 
+from api.cli.demo.cluster import DemoNode
 from effects.clock import unix_ms
 from tests.chaos.faults import agent_of, fence_of, frozen, kill, still_serves, whole_node
 from tests.chaos.scenario import Course, scenario
@@ -42,6 +43,7 @@ async def agent_frozen(scene: Scene, course: Course) -> None:
     course.begins()
     with frozen([agent_of(leader)]):
         await scene.hold(3 * scene.ttl_s)
+        course.demand(_another_leads(scene, leader), "nobody took over")
     course.ends()
 
 
@@ -56,6 +58,7 @@ async def node_paused(scene: Scene, course: Course) -> None:
     course.begins()
     with frozen(pids):
         await scene.hold(3 * scene.ttl_s)
+        course.demand(_another_leads(scene, leader), "nobody took over")
         thawed_ms = unix_ms()
     course.ends()
     await scene.until(lambda: not set(pids[:1]) & set(server_pids(leader)), "the resumed server is stopped")
@@ -64,6 +67,11 @@ async def node_paused(scene: Scene, course: Course) -> None:
     resumed_ms = max(taken) - thawed_ms if taken else 0
     course.note("resumed server took local writes for ms", f"{resumed_ms:.1f}")
     course.note("resumed server gone after ms", gone_ms - thawed_ms)
+
+
+def _another_leads(scene: Scene, leader: DemoNode) -> bool:
+    taken = scene.monitor.taken(since_ms=unix_ms() - 1000)
+    return bool({one.server for one in taken} - {leader.name})
 
 
 @scenario("fence-killed", 3, short_mode="strict")

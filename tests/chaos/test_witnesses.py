@@ -11,7 +11,8 @@ from effects.programs import RunAs
 from tests.chaos.cells import Cell, Result, append_result, in_groups, picked, read_results
 from tests.chaos.page import page_of
 from tests.chaos.registry import SCENARIOS, short_set, whole_matrix
-from tests.chaos.witnesses import MAKE_TABLES, Monitor, Taken, Writers, longest_pause_ms, overlaps_of
+from tests.chaos.witnesses import MAKE_TABLES, Monitor, Writers, longest_pause_ms
+from tests.cluster.reigns import Taken, overlaps_of
 from tests.effects.servers import SUPERUSER, Node, running_nodes
 
 PATIENCE_S = 60

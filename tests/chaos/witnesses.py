@@ -5,11 +5,9 @@ import itertools
 import os
 import socket
 import threading
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
-import msgspec
 import psycopg
 from psycopg import errors
 
@@ -18,49 +16,20 @@ from api.cli.demo.servers import primary_connection
 from api.cli.demo.writer import connection_options
 from effects.clock import unix_ms
 from tests.chaos.net import enter
+from tests.cluster.reigns import SERVERS_WORD, Overlap, Taken, overlaps_of, taken_by
 
 MONITOR_PAUSE_S = 0.02
 WRITER_PAUSE_S = 0.02
 STANDBY_PAUSE_S = 0.05
 JOIN_TIMEOUT_S = 15
-CLOSE_MS = 500
-"""Writes of a server nearer to each other than this are one stretch; the monitor tries one every 20 ms."""
-SHORTEST_MS = 1.0
 MAKE_TABLES = """
 CREATE TABLE IF NOT EXISTS chaos_ids (id bigint PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS chaos_monitor (at_ms bigint)"""
-TRY_WRITE = """
-INSERT INTO chaos_monitor VALUES (%s)
-RETURNING extract(epoch FROM clock_timestamp()) * 1000, substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"""
+TRY_WRITE = "INSERT INTO chaos_monitor VALUES (%s) RETURNING " + SERVERS_WORD
 WRITE_ID = "INSERT INTO chaos_ids (id) VALUES (%s)"
 UNREPLICATED = "might not have been replicated"
 """Part of PostgreSQL's warning when a wait for standbys is broken off: such an answer acknowledges nothing here.
 Source: PostgreSQL, syncrep.c."""
-
-
-class Taken(msgspec.Struct, frozen=True):
-    """One write that a server took, by the server's own clock: all of them are this machine's."""
-
-    server: str
-    timeline: str
-    at_ms: float
-
-
-class Overlap(msgspec.Struct, frozen=True):
-    """Two reigns, one of which took a write while the other was not over."""
-
-    one: str
-    other: str
-    from_ms: float
-    until_ms: float
-    lasted_ms: float
-    """How long both took writes again and again: without the time in which one of them stood still between two writes.
-    A single write counts for a millisecond."""
-
-    def __str__(self) -> str:
-        return (
-            f"{self.one} and {self.other} for {self.lasted_ms:.1f} ms, from {self.from_ms:.1f} to {self.until_ms:.1f}"
-        )
 
 
 class Client(threading.Thread):
@@ -118,8 +87,7 @@ class Monitoring(Client):
     def once(self, connection: psycopg.Connection[Any]) -> None:
         """One write."""
         row = connection.execute(TRY_WRITE, (unix_ms(),)).fetchone()
-        assert row is not None
-        self._tell(Taken(self._server, str(row[1]), float(row[0])))
+        self._tell(taken_by(self._server, row))
 
 
 class Monitor:
@@ -139,6 +107,11 @@ class Monitor:
         for client in self._clients:
             client.stop()
 
+    @property
+    def is_watching(self) -> bool:
+        """True while every server is watched."""
+        return all(client.is_alive() for client in self._clients)
+
     def taken(self, server: str | None = None, *, since_ms: float = 0) -> list[Taken]:
         """The writes that were taken from an instant on, by one server or by any."""
         return [one for one in list(self._taken) if one.at_ms >= since_ms and server in (None, one.server)]
@@ -146,44 +119,6 @@ class Monitor:
     def overlaps(self, *, since_ms: float = 0) -> list[Overlap]:
         """Every interval in which two servers took writes."""
         return overlaps_of(self.taken(since_ms=since_ms))
-
-
-def overlaps_of(taken: Iterable[Taken]) -> list[Overlap]:
-    """The intervals in which two servers took writes.
-
-    A reign is what one server takes on one timeline, from its first write to its last, whatever interrupts it: each
-    promotion makes a new timeline, so two reigns of different servers may never overlap, not even interleaved.
-    """
-    reigns: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for one in taken:
-        reigns[one.server, one.timeline].append(one.at_ms)
-    spans = sorted((min(times), max(times), reign) for reign, times in reigns.items())
-    found = []
-    for number, (_, until_ms, reign) in enumerate(spans):
-        for from_ms, other_until_ms, other in spans[number + 1 :]:
-            if other[0] != reign[0] and from_ms <= until_ms:
-                lasted_ms = _together_ms(_stretches(reigns[reign]), _stretches(reigns[other]))
-                first, second = (f"{server} on timeline {int(timeline, 16)}" for server, timeline in (reign, other))
-                found.append(
-                    Overlap(first, second, from_ms, min(until_ms, other_until_ms), max(SHORTEST_MS, lasted_ms))
-                )
-    return found
-
-
-def _stretches(instants_ms: Iterable[float]) -> list[tuple[float, float]]:
-    """The intervals in which writes followed one another closely."""
-    found: list[tuple[float, float]] = []
-    for at_ms in sorted(instants_ms):
-        if found and at_ms - found[-1][1] <= CLOSE_MS:
-            found[-1] = (found[-1][0], at_ms)
-        else:
-            found.append((at_ms, at_ms))
-    return found
-
-
-def _together_ms(one: Iterable[tuple[float, float]], other: Sequence[tuple[float, float]]) -> float:
-    """How much of two sets of intervals is in both."""
-    return sum(max(0.0, min(a[1], b[1]) - max(a[0], b[0])) for a in one for b in other)
 
 
 class Writing(Client):
@@ -234,6 +169,11 @@ class Writers:
     def __exit__(self, *_: object) -> None:
         for writer in self._writers:
             writer.stop()
+
+    @property
+    def are_writing(self) -> bool:
+        """True while each of them goes on."""
+        return all(writer.is_alive() for writer in self._writers)
 
     def acknowledged(self, *, since_ms: int = 0) -> list[tuple[int, int]]:
         """What was acknowledged from an instant on: ids and instants, in the order of time."""

@@ -21,11 +21,12 @@ from effects.log_reader import read_log
 from fsm.replay import Replay
 from fsm.wire import SyncKey
 from tests.cluster.harness import RealCluster, Wanted, running_cluster, sync_key
+from tests.cluster.reigns import SERVERS_WORD, Taken, overlaps_of, taken_by
 
 PATIENCE_S = 60
 PREFIX = "/service/demo/"
 STREAMING_FROM = "SELECT array_agg(pid ORDER BY pid) FROM pg_stat_replication WHERE state = 'streaming'"
-TRY_WRITE = "INSERT INTO monitor (at_ms) VALUES (%s)"
+TRY_WRITE = "INSERT INTO monitor (at_ms) VALUES (%s) RETURNING " + SERVERS_WORD
 
 
 class Monitor:
@@ -34,7 +35,8 @@ class Monitor:
     def __init__(self, real: RealCluster) -> None:
         self._real = real
         self._is_over = threading.Event()
-        self.accepted: dict[str, list[tuple[int, int]]] = {node.name: [] for node in real.cluster.nodes}
+        self._began_ms = {node.name: 0 for node in real.cluster.nodes}
+        self._taken: list[Taken] = []
         self._threads = [threading.Thread(target=self._watch, args=(node,)) for node in real.cluster.nodes]
 
     def __enter__(self) -> "Monitor":
@@ -58,38 +60,20 @@ class Monitor:
                 with psycopg.connect(**options) as connection:
                     while not self._is_over.is_set():
                         began_ms = now_ms()
-                        connection.execute(TRY_WRITE, (began_ms,))
-                        self.accepted[node.name].append((began_ms, now_ms()))
+                        row = connection.execute(TRY_WRITE, (began_ms,)).fetchone()
+                        self._began_ms[node.name] = began_ms
+                        self._taken.append(taken_by(node.name, row))
                         self._is_over.wait(0.01)
             except psycopg.Error:
                 self._is_over.wait(0.02)
 
     def has_seen_writes(self, name: str, *, since_ms: int) -> bool:
         """True once the server took a write that began at or after an instant."""
-        taken = self.accepted[name]
-        return bool(taken) and taken[-1][0] >= since_ms
+        return self._began_ms[name] >= max(since_ms, 1)
 
     def overlaps(self) -> list[str]:
-        """Pairs of servers that each took a write while the other was between two of its own."""
-        spans = {name: (taken[0][0], taken[-1][1]) for name, taken in self._reigns().items() if taken}
-        names = sorted(spans)
-        return [
-            f"{one} {spans[one]} and {other} {spans[other]}"
-            for i, one in enumerate(names)
-            for other in names[i + 1 :]
-            if spans[one][0] < spans[other][1] and spans[other][0] < spans[one][1]
-        ]
-
-    def _reigns(self) -> dict[str, list[tuple[int, int]]]:
-        """Each server's writes, cut into reigns wherever another server took one in between."""
-        everything = sorted((began, ended, name) for name, taken in self.accepted.items() for began, ended in taken)
-        reigns: dict[str, list[tuple[int, int]]] = {}
-        current, count = "", 0
-        for began, ended, name in everything:
-            if name != current:
-                current, count = name, count + 1
-            reigns.setdefault(f"{name}#{count}", []).append((began, ended))
-        return reigns
+        """Pairs of servers that took writes at once."""
+        return [str(overlap) for overlap in overlaps_of(list(self._taken))]
 
 
 class Writers:
