@@ -24,6 +24,7 @@ from api.cli.demo.workspace import Workspace, open_workspace
 from api.cli.demo.writer import connection_options
 from effects.clock import unix_ms
 from effects.embedded import EmbeddedEtcd, introduce
+from effects.errors import EtcdUnavailable
 from effects.etcd import EtcdClient
 from fsm.wire import parse_sync
 from tests.chaos.cells import MODES
@@ -104,25 +105,23 @@ class Scene:
 
     async def until_settled(self) -> None:
         """Return when one leads and all others stream, etcd says the same, and in a synchronous mode commits wait."""
-
-        async def look() -> None:
-            await self.real.settled()
-            with anyio.fail_after(SETTLE_PATIENCE_S):
-                while not await self._is_whole_in_etcd():  # noqa: ASYNC110 - other processes
-                    await anyio.sleep(POLL_S)
-
-        with anyio.fail_after(SETTLE_PATIENCE_S + 3 * self.ttl_s):
-            while True:
-                with contextlib.suppress(TimeoutError):
-                    await look()
-                    break
+        what = "one leads, all others stream, and etcd says the same"
+        with anyio.move_on_after(SETTLE_PATIENCE_S + 3 * self.ttl_s):
+            while not ((await self.real.watcher.look()).is_settled and await self._is_whole_in_etcd()):  # noqa: ASYNC110
+                await anyio.sleep(POLL_S)
+            what = ""
+        if what:
+            raise TimeoutError(f"it did not come that {what}")
         since_ms = unix_ms()
         await self.until(lambda: bool(self.writers.acknowledged(since_ms=since_ms)), "a write is acknowledged", 30)
 
     async def _is_whole_in_etcd(self) -> bool:
         """The leader key names who leads, every member is published, so that each agent has reached etcd again."""
         async with EtcdClient(list(self.real.cluster.etcd_cluster.endpoints)) as client:
-            read = await client.read_prefix(PREFIX, timeout_ms=5_000)
+            try:
+                read = await client.read_prefix(PREFIX, timeout_ms=5_000)
+            except EtcdUnavailable:
+                return False
         found = {key.key.removeprefix(PREFIX): key.value for key in read.keys}
         are_published = all(f"members/{node.name}" in found for node in self.nodes)
         is_waited_for = not self.is_synchronous or bool(parse_sync(found.get("sync")).members)
