@@ -9,22 +9,32 @@ from tests.chaos.scenario import Course, scenario
 from tests.chaos.scene import Scene
 
 TAKEN_OVER_WITHIN_S = 10
-"""From when a data disk is full until a healthy standby takes writes."""
+"""From the last write that the server with the full disk takes until a healthy standby takes one. What PostgreSQL has
+allocated before lets it go on for a while after the disk is full."""
 
 
 @scenario("data-disk-full", 8, wiring="disks")
 async def data_disk_full(scene: Scene, course: Course) -> None:
-    """The leader's data disk has no byte left for three ttl or 20 s: a standby takes over within ten seconds."""
+    """The leader's data disk has no byte left for three ttl, or 30 s: a standby takes over within ten seconds."""
     leader = await scene.leader()
     course.begins()
     with full(data_disk(leader)):
-        await scene.hold(max(20, 3 * scene.ttl_s))
-        taken = [one for one in scene.monitor.taken(since_ms=course.began_ms) if one.server != leader.name]
-        took_ms = min(one.at_ms for one in taken) - course.began_ms if taken else None
-        course.note("another took over after ms", "never" if took_ms is None else f"{took_ms:.0f}")
-        in_time = took_ms is not None and took_ms <= TAKEN_OVER_WITHIN_S * 1000
-        course.demand(in_time, f"no standby took over within {TAKEN_OVER_WITHIN_S} s")
+        await scene.hold(max(30, 3 * scene.ttl_s))
+        _judge_takeover(scene, course, leader)
     course.ends()
+
+
+def _judge_takeover(scene: Scene, course: Course, leader: DemoNode) -> None:
+    taken = [one for one in scene.monitor.taken(since_ms=course.began_ms) if one.server != leader.name]
+    if not taken:
+        course.demand(False, "no standby took over")
+        return
+    first_ms = min(one.at_ms for one in taken)
+    before = [one.at_ms for one in scene.monitor.taken(leader.name, since_ms=course.began_ms) if one.at_ms < first_ms]
+    pause_ms = first_ms - max(before, default=course.began_ms)
+    course.note("another took over ms after the disk was full", f"{first_ms - course.began_ms:.0f}")
+    course.note("after the last write", f"{pause_ms:.0f}")
+    course.demand(pause_ms <= TAKEN_OVER_WITHIN_S * 1000, f"no standby took over within {TAKEN_OVER_WITHIN_S} s")
 
 
 @scenario("data-disk-hangs", 8, wiring="disks", short_mode="on")

@@ -5,6 +5,7 @@ from functools import partial
 
 import anyio.to_thread
 
+from effects.clock import unix_ms
 from effects.embedded import EmbeddedEtcd
 from tests.chaos.faults import members_frozen, members_killed, put_and_compact
 from tests.chaos.scenario import Course, scenario
@@ -131,7 +132,7 @@ async def answers_late(scene: Scene, course: Course) -> None:
     """Every answer of etcd comes late, by 0.5, 1, 2 and 5 s, a ttl and a half each."""
     course.begins()
     for delay_ms in DELAYS_MS:
-        since_ms = course.now_ms()
+        since_ms = unix_ms()
         for proxy in scene.proxies:
             proxy.delay_ms = delay_ms
         await scene.hold(1.5 * scene.ttl_s)

@@ -32,10 +32,6 @@ class Course:
         """The cluster has recovered, and what the scenario does from here is not counted to it."""
         self.settled_ms = unix_ms()
 
-    def now_ms(self) -> int:
-        """The present instant, by the clock of everything that is recorded."""
-        return unix_ms()
-
     def demand(self, holds: bool, otherwise: str) -> None:
         """Count a problem unless it holds."""
         if not holds:
