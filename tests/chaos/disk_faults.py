@@ -13,7 +13,7 @@ TAKEN_OVER_WITHIN_S = 10
 allocated before lets it go on for a while after the disk is full."""
 
 
-@scenario("data-disk-full", 8, wiring="disks")
+@scenario("data-disk-full", 8, wiring="disks", short_mode="on")
 async def data_disk_full(scene: Scene, course: Course) -> None:
     """The leader's data disk has no byte left for three ttl, or 30 s: a standby takes over within ten seconds."""
     leader = await scene.leader()
