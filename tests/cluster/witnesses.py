@@ -35,7 +35,7 @@ class Monitor:
     def __init__(self, real: RealCluster) -> None:
         self._real = real
         self._is_over = threading.Event()
-        self._began_ms = {node.name: 0 for node in real.cluster.nodes}
+        self.accepted: dict[str, list[tuple[int, int]]] = {node.name: [] for node in real.cluster.nodes}
         self._taken: list[Taken] = []
         self._threads = [threading.Thread(target=self._watch, args=(node,)) for node in real.cluster.nodes]
 
@@ -61,7 +61,7 @@ class Monitor:
                     while not self._is_over.is_set():
                         began_ms = now_ms()
                         row = connection.execute(TRY_WRITE, (began_ms,)).fetchone()
-                        self._began_ms[node.name] = began_ms
+                        self.accepted[node.name].append((began_ms, now_ms()))
                         self._taken.append(taken_by(node.name, row))
                         self._is_over.wait(0.01)
             except psycopg.Error:
@@ -69,7 +69,8 @@ class Monitor:
 
     def has_seen_writes(self, name: str, *, since_ms: int) -> bool:
         """True once the server took a write that began at or after an instant."""
-        return self._began_ms[name] >= max(since_ms, 1)
+        taken = self.accepted[name]
+        return bool(taken) and taken[-1][0] >= since_ms
 
     def overlaps(self) -> list[str]:
         """Pairs of servers that took writes at once."""
