@@ -20,7 +20,7 @@ MADE_FOR := $(VENV)/made-for
 FOR_DEMO := $(VENV)/installed-for-demo
 FOR_TESTS := $(VENV)/installed-for-tests
 
-.PHONY: help demo test check lint compose-test bench chaos durability golden requirements clean moved
+.PHONY: help demo test check lint compose-test bench chaos durability sim golden requirements clean moved
 
 help: ## list these targets
 	@echo "make demo takes TOUR=1, KEEP=directory, POSTGRES=16 and POSTGRES_BIN=directory;"
@@ -58,6 +58,9 @@ chaos: $(FOR_TESTS) ## break things on real processes, as root: every kind once;
 
 durability: $(FOR_TESTS) ## kill the primary's node ROUNDS=20 times in each synchronous mode; no acknowledged row may be lost
 	@ROUNDS=$(if $(ROUNDS),$(ROUNDS),20) $(PYTEST) tests/cluster/test_durability.py $(ARGS)
+
+sim: $(FOR_TESTS) ## simulate clusters under drawn faults: SEEDS=100 of them, or SEED=n told in full
+	@$(PY) -m tests.simulation $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 golden: $(FOR_TESTS) ## rewrite the golden files and generated pages; commit what you can explain
 	@$(PY) -m tests.golden_update

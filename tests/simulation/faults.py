@@ -1,0 +1,281 @@
+"""What goes wrong, drawn from the seed: a subset of kinds for each run, in bursts, each undone after a while."""
+
+import json
+from collections.abc import Callable
+from typing import NamedTuple
+
+from fsm import events as ev
+from tests.simulation.cluster import WOKEN_US, Cluster, Node
+from tests.simulation.etcd import MEMBERS
+from tests.simulation.kernel import MS, S
+
+Undo = Callable[[], object]
+
+
+class Fault(NamedTuple):
+    """Something that happens at an instant and ends after a while."""
+
+    at_us: int
+    kind: str
+    whom: str
+    lasts_us: int
+
+    def __str__(self) -> str:
+        return f"{self.at_us / S:8.3f} s  {self.kind} {self.whom} for {self.lasts_us / S:.1f} s"
+
+
+def nothing() -> None:
+    """There is nothing to undo."""
+
+
+# ---- processes -------------------------------------------------------------------------------------------------------
+
+
+def kill_agent(cluster: Cluster, node: Node) -> Undo:
+    """SIGKILL; it is started again later."""
+    cluster.kernel.kill(node.agent.process)
+    return lambda: _bring_back(node)
+
+
+def _bring_back(node: Node) -> None:
+    if not node.agent.process.is_alive:
+        node.agent.start()
+
+
+def pause_agent(cluster: Cluster, node: Node) -> Undo:
+    """SIGSTOP."""
+    cluster.kernel.pause(node.agent.process)
+    return lambda: cluster.kernel.resume(node.agent.process)
+
+
+def kill_fence(cluster: Cluster, node: Node) -> Undo:
+    """SIGKILL: the server goes with it."""
+    node.fence.die()
+    return nothing
+
+
+def pause_fence(cluster: Cluster, node: Node) -> Undo:
+    """SIGSTOP: what it should end, the agent ends."""
+    cluster.kernel.pause(node.fence.process)
+    return lambda: cluster.kernel.resume(node.fence.process)
+
+
+def kill_keepers(cluster: Cluster, node: Node) -> Undo:
+    """Fence and agent at once."""
+    node.fence.die()
+    return kill_agent(cluster, node)
+
+
+def crash_server(cluster: Cluster, node: Node) -> Undo:
+    """The server's processes are gone."""
+    if node.host.server is not None:
+        node.host.server.end()
+    return nothing
+
+
+def pause_server(cluster: Cluster, node: Node) -> Undo:
+    """SIGSTOP for every process of the server."""
+    server = node.host.server
+    if server is None:
+        return nothing
+    cluster.kernel.pause(server.process)
+    return lambda: resume_server(cluster, node, server.pid)
+
+
+def resume_server(cluster: Cluster, node: Node, pid: int) -> None:
+    """SIGCONT."""
+    server = node.host.server
+    if server is not None and server.pid == pid and server.process.is_paused:
+        cluster.kernel.resume(server.process)
+        cluster.look_at(server)
+
+
+def pause_node(cluster: Cluster, node: Node) -> Undo:
+    """The whole machine stands still, and its clock goes on."""
+    undo = [pause_agent(cluster, node), pause_fence(cluster, node), pause_server(cluster, node)]
+
+    def resume() -> None:
+        node.paused_whole_until_us = cluster.kernel.now_us + WOKEN_US
+        for one in undo:
+            one()
+
+    node.paused_whole_until_us = 1 << 62
+    return resume
+
+
+def crash_node(cluster: Cluster, node: Node) -> Undo:
+    """The machine loses its power."""
+    undo = kill_agent(cluster, node)
+    server = node.host.server
+    if server is not None:
+        server.end()
+    node.fence.die()
+    return undo
+
+
+# ---- network ---------------------------------------------------------------------------------------------------------
+
+
+def _cut(others: Callable[[Cluster, Node], tuple[str, ...]], ways: str) -> Callable[[Cluster, Node], Undo]:
+    def cut(cluster: Cluster, node: Node) -> Undo:
+        before = set(cluster.network.cut)
+        cluster.network.cut_between(node.name, others(cluster, node), ways=ways)
+        added = cluster.network.cut - before
+
+        def heal() -> None:
+            cluster.network.cut -= added
+            for watch in cluster.etcd.watches:
+                watch.pump()
+
+        return heal
+
+    return cut
+
+
+def _peers(cluster: Cluster, node: Node) -> tuple[str, ...]:
+    return tuple(name for name in cluster.nodes if name != node.name)
+
+
+def _everybody(cluster: Cluster, node: Node) -> tuple[str, ...]:
+    return (*_peers(cluster, node), *MEMBERS)
+
+
+def slow_network(cluster: Cluster, node: Node) -> Undo:
+    """Every message takes longer."""
+    cluster.network.slow_us = cluster.kernel.rng.choice((20, 200, 1_000)) * MS
+
+    def heal() -> None:
+        cluster.network.slow_us = 0
+
+    return heal
+
+
+# ---- etcd ------------------------------------------------------------------------------------------------------------
+
+
+def etcd_down(count: int) -> Callable[[Cluster, Node], Undo]:
+    """Members refuse connections."""
+
+    def happen(cluster: Cluster, node: Node) -> Undo:
+        cluster.etcd.set_members(down=set(cluster.kernel.rng.sample(MEMBERS, count)))
+        return lambda: cluster.etcd.set_members(down=set())
+
+    return happen
+
+
+def etcd_frozen(count: int) -> Callable[[Cluster, Node], Undo]:
+    """Members take connections and do not answer."""
+
+    def happen(cluster: Cluster, node: Node) -> Undo:
+        cluster.etcd.set_members(frozen=set(cluster.kernel.rng.sample(MEMBERS, count)))
+        return lambda: cluster.etcd.set_members(frozen=set())
+
+    return happen
+
+
+def etcd_changes_leader(cluster: Cluster, node: Node) -> Undo:
+    """Leases live longer, watches end."""
+    cluster.etcd.change_leader()
+    cluster.etcd.break_watches()
+    return nothing
+
+
+def etcd_slow(cluster: Cluster, node: Node) -> Undo:
+    """Answers take up to five seconds."""
+    cluster.etcd.delay_us = cluster.kernel.rng.choice((500, 2_000, 5_000)) * MS
+
+    def heal() -> None:
+        cluster.etcd.delay_us = 0
+
+    return heal
+
+
+def leader_key_vanishes(cluster: Cluster, node: Node) -> Undo:
+    """Somebody deletes it by hand, while its holder hears of that: nothing else could make it safe."""
+    held = cluster.etcd.keys.get("leader")
+    holder = cluster.nodes.get(held.value or "") if held else None
+    is_calm = not cluster.network.cut and not cluster.network.slow_us and cluster.etcd.has_quorum
+    if holder is not None and is_calm and holder.agent.process.is_running and holder.fence.process.is_running:
+        cluster.etcd.delete("leader")
+    return nothing
+
+
+# ---- clocks and people -----------------------------------------------------------------------------------------------
+
+
+def step_wall_clock(cluster: Cluster, node: Node) -> Undo:
+    """Five minutes forth or back."""
+    node.clock.wall_offset_ms += cluster.kernel.rng.choice((-300_000, 300_000))
+    return nothing
+
+
+def ask_switchover(cluster: Cluster, node: Node) -> Undo:
+    """An operator wants this node to lead."""
+    held = cluster.etcd.keys.get("leader")
+    if held is not None and held.value != node.name and cluster.etcd.has_quorum:
+        cluster.etcd.put("failover", json.dumps({"leader": held.value, "member": node.name}))
+    return nothing
+
+
+def ask_reinit(cluster: Cluster, node: Node) -> Undo:
+    """An operator wants this node's data replaced."""
+    if node.agent.process.is_alive:
+        node.agent.report(ev.ReinitAsked(at_ms=node.agent.now_ms()))
+    return nothing
+
+
+def change_config(cluster: Cluster, node: Node) -> Undo:
+    """Another ttl, another number of synchronous standbys."""
+    rng, found = cluster.kernel.rng, cluster.etcd.keys.get("config")
+    if found is not None and found.value and cluster.etcd.has_quorum:
+        changes = rng.choice(({"ttl": rng.choice((3, 5, 10, 20))}, {"synchronous_node_count": rng.choice((1, 2))}))
+        cluster.etcd.put("config", json.dumps({**json.loads(found.value), **changes}))
+    return nothing
+
+
+KINDS: dict[str, Callable[[Cluster, Node], Undo]] = {
+    "agent killed": kill_agent,
+    "agent paused": pause_agent,
+    "fence killed": kill_fence,
+    "fence paused": pause_fence,
+    "fence and agent killed": kill_keepers,
+    "server crashed": crash_server,
+    "server paused": pause_server,
+    "node paused": pause_node,
+    "node crashed": crash_node,
+    "cut off": _cut(_everybody, "both"),
+    "cut off, hears": _cut(_everybody, "out"),
+    "cut off, speaks": _cut(_everybody, "in"),
+    "cut from etcd": _cut(lambda _, __: MEMBERS, "both"),
+    "cut from etcd, hears": _cut(lambda _, __: MEMBERS, "out"),
+    "cut from etcd, speaks": _cut(lambda _, __: MEMBERS, "in"),
+    "cut from peers": _cut(_peers, "both"),
+    "cut from peers, hears": _cut(_peers, "out"),
+    "network slow": slow_network,
+    "etcd member down": etcd_down(1),
+    "etcd member frozen": etcd_frozen(1),
+    "etcd quorum lost": etcd_down(2),
+    "etcd silent": etcd_frozen(3),
+    "etcd leader changed": etcd_changes_leader,
+    "etcd slow": etcd_slow,
+    "leader key deleted": leader_key_vanishes,
+    "wall clock stepped": step_wall_clock,
+    "switchover": ask_switchover,
+    "reinit": ask_reinit,
+    "config changed": change_config,
+}
+
+
+def draw(cluster: Cluster, span_us: int) -> list[Fault]:
+    """The faults of a run: of a few kinds, in bursts."""
+    rng = cluster.kernel.rng
+    kinds = rng.sample(sorted(KINDS), rng.randrange(1, 8))
+    faults = []
+    at_us = 0
+    while at_us < span_us:
+        for _ in range(rng.choice((1, 1, 2, 3))):
+            lasts_us = rng.choice((50 * MS, 1 * S, 4 * S, 15 * S, 60 * S))
+            whom = rng.choice(sorted(cluster.nodes))
+            faults.append(Fault(at_us + rng.randrange(2 * S), rng.choice(kinds), whom, rng.randrange(1, lasts_us)))
+        at_us += rng.choice((2 * S, 10 * S, 40 * S))
+    return sorted(faults)
