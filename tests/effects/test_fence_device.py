@@ -4,6 +4,7 @@ What the FIFO cannot show is the ioctl: its numbers and its layout are compared 
 follows from a driver's answers is shown with a table of answers. No machine was reset for this.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -141,9 +142,14 @@ async def test_device_starves_when_the_fence_does_not_run(
         await start(guard, device)
         await guard.start("/bin/sleep", "1000", armed_for_ms=60_000)
         await until(lambda: len(device.fed_at_ms) >= 2)
-        os.kill((await guard.link.status()).fence_pid, number)
-        await until(lambda: now_ms() > device.would_reset_at_ms)
-        assert "V" not in device.words
+        fence_pid = (await guard.link.status()).fence_pid
+        os.kill(fence_pid, number)
+        try:
+            await until(lambda: now_ms() > device.would_reset_at_ms)
+            assert "V" not in device.words
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(fence_pid, signal.SIGKILL)  # a frozen one would outlive the test for good
 
 
 async def test_device_left_running_is_switched_off_when_a_new_fence_is_told(directory: Path, device: Device) -> None:
