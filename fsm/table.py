@@ -214,7 +214,7 @@ DUTIES: tuple[Duty, ...] = (
          (g.may_a_primary_be_running, g.is_leader_key_held_by_another),
          "a primary was found running while another node leads", first_ms=50, most_ms=500),
     Duty("arm-fence", (LEADER,), orders.arm_fence,
-         (g.is_leader_key_ours, g.has_time_left, g.is_fence_deadline_outdated),
+         (g.is_leadership_confirmed, g.has_time_left, g.is_fence_deadline_outdated),
          "the fence holds the server to the newest confirmed deadline", first_ms=50, most_ms=250),
     Duty("arm-found-primary", (BOOTSTRAPPING, CANDIDATE), orders.arm_found_primary,
          (g.is_primary_without_deadline,),

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from fsm.election import starts_awaited_until_ms
+from fsm.guards.keys import failsafe_due_at_ms
 from fsm.guards.leading import start_timeout_ms
 from fsm.handover import request_in_force
 from fsm.stalls import has_no_room
@@ -11,7 +12,6 @@ from fsm.syncnames import STRICTLY_NOBODY
 from fsm.table import DUTIES, Duty
 from fsm.timing import (
     DISK_FULL_FOR_MS,
-    FAILSAFE_AFTER_MS,
     FENCE_SILENT_MS,
     FULL_STANDS_AFTER_MS,
     HANDOVER_CATCH_UP_MS,
@@ -56,8 +56,8 @@ def _lease_instants(view: View) -> Iterator[int]:
     if view.lease is not None:
         yield view.lease.sent_at_ms + renew_every_ms(view.lease.ttl_s)
         yield view.lease.writable_until_ms
-        confirmed_ms = max(view.lease.sent_at_ms, view.achieved.get("ask-failsafe", 0))
-        yield confirmed_ms + renew_every_ms(view.lease.ttl_s) + FAILSAFE_AFTER_MS
+    if view.state is State.LEADER:
+        yield failsafe_due_at_ms(view)
     yield view.leadership_until_ms
     yield view.failsafe_until_ms
     yield from (p.until_ms for p in (view.promise, view.promising) if p is not None)

@@ -75,13 +75,32 @@ def has_promised_nothing(view: View) -> bool:
 
 def is_failsafe_wanted(view: View) -> bool:
     """The lease was not renewed when it should have been, and members may confirm in etcd's place."""
-    lease = view.lease
-    if lease is None or not is_failsafe_possible(view):
+    if not is_failsafe_possible(view):
         return False
-    confirmed_ms = max(lease.sent_at_ms, view.achieved.get("ask-failsafe", 0))
-    return view.now_ms >= confirmed_ms + renew_every_ms(lease.ttl_s) + FAILSAFE_AFTER_MS and bool(
-        "renew-lease" in view.attempts
-    )
+    if view.lease is None:
+        # etcd was reached for a moment, and had ended the lease; the members' word holds all the same.
+        is_unrenewed = is_etcd_unreachable(view) and is_confirmed_by_members(view)
+    else:
+        is_unrenewed = "renew-lease" in view.attempts
+    return is_unrenewed and view.now_ms >= failsafe_due_at_ms(view)
+
+
+def failsafe_due_at_ms(view: View) -> int:
+    """When members are asked (again) to confirm, if etcd has not by then."""
+    confirmed_ms, ttl_s = view.achieved.get("ask-failsafe", 0), view.dynamic.ttl_s
+    if view.lease is not None:
+        confirmed_ms, ttl_s = max(view.lease.sent_at_ms, confirmed_ms), view.lease.ttl_s
+    return confirmed_ms + renew_every_ms(ttl_s) + FAILSAFE_AFTER_MS
+
+
+def is_confirmed_by_members(view: View) -> bool:
+    """Everybody who could be elected has promised not to be, for the present."""
+    return view.now_ms < view.failsafe_until_ms
+
+
+def is_leadership_confirmed(view: View) -> bool:
+    """The leader key is this node's, under its present lease, or everybody who could take it has promised not to."""
+    return is_leader_key_ours(view) or is_confirmed_by_members(view)
 
 
 def is_leader_key_obtainable(view: View) -> bool:

@@ -104,7 +104,7 @@ def _check_leading(view: View, effect: do.AnyEffect) -> None:
         assert view.fence.armed_until_ms is None  # a found primary gets a deadline, never a later one
         assert effect.until_ms <= view.now_ms + view.dynamic.ttl_s * 1000
     elif isinstance(effect, do.ArmFence):
-        assert is_leader_key_ours(view)
+        assert is_leader_key_ours(view) or view.now_ms < view.failsafe_until_ms
         assert view.now_ms < effect.until_ms == view.writable_until_ms
     if isinstance(effect, do.WriteInitialize | do.WriteConfig | do.PublishAsLeader):
         assert view.state is State.LEADER

@@ -457,6 +457,23 @@ def test_leader_goes_on_when_every_member_confirms() -> None:
     assert world.keys["leader"].lease_id == world.view.lease.lease_id  # type: ignore[union-attr]
 
 
+def test_leader_goes_on_when_etcd_ended_its_lease_and_every_member_confirms() -> None:
+    """It reached etcd for one answer, which says that the lease is gone; whoever could take the key has promised."""
+    world = leader_with_standbys("n2", "n3")
+    world.confirming = {"n2", "n3"}
+    world.lose_etcd()
+    world.wait(60_000)
+    world.leases.clear()
+    world.is_etcd_up = True
+    world.until(lambda w: w.view.lease is None, within_ms=60_000)
+    world.is_etcd_up = False
+    world.wait(300_000)
+    assert world.view.state == "leader"
+    assert world.server is not None
+    world.confirming = {"n2"}
+    world.until_state("replica", within_ms=60_000)
+
+
 def test_leader_steps_down_when_its_key_is_deleted() -> None:
     """A primary without the leader key is fenced at once."""
     world = leader_with_standbys("n2")
