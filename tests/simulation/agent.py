@@ -11,6 +11,7 @@ from fsm import events as ev
 from fsm import status
 from fsm.facts import KeptPromise, KeyChange, PeerReport
 from fsm.machine import Decision, Issued, step
+from fsm.silence import WAL_SEGMENT_BYTES
 from fsm.timing import watch_progress_every_ms
 from fsm.view import View
 from fsm.vote import vote_revision
@@ -21,6 +22,7 @@ from tests.simulation.network import Network
 from tests.simulation.postgres import Branch, Host, ProgramFailed, Server, SqlFailed
 
 PROBE_TIMEOUT_US = 2_500 * MS
+ROOM_BYTES = 1 << 34
 VOTE_WAIT_US = 300 * MS
 FAILSAFE_WAIT_US = 400 * MS
 
@@ -41,6 +43,14 @@ _KINDS: dict[type[Outcome], ev.FailureKind] = {
     SqlFailed: "sql",
     Expired: "expired",
 }
+
+
+class NodeDisk:
+    """What is wrong with a node's disk: how little room there is, or that writes do not come back."""
+
+    def __init__(self) -> None:
+        self.free_bytes: int | None = None
+        self.is_hanging = False
 
 
 class Lane:
@@ -129,6 +139,8 @@ class Agent:
         self.process.is_alive = False
         self.view = View()
         self.log_delay_us = 300
+        self.disk = NodeDisk()
+        self.rewind_fails = False
         self.kept_promise: KeptPromise | None = None
         """What lies on the node's disk."""
         self.starts = 0
@@ -170,6 +182,7 @@ class Agent:
         )
         self.kernel.start(self.process, self._watch_etcd())
         self.kernel.start(self.process, self._probe())
+        self.kernel.start(self.process, self._look_at_the_disk())
         self.kernel.start(self.process, self._keep_fence())
 
     def now_ms(self) -> int:
@@ -292,8 +305,9 @@ class Agent:
             self.report(ev.ServerSilent(at_ms=self.now_ms(), pid=pid, detail="cannot connect"))
             return
         if server.process.is_paused:
+            began_ms = self.now_ms()
             yield PROBE_TIMEOUT_US
-            self.report(ev.ServerSilent(at_ms=self.now_ms(), pid=pid, detail="no answer"))
+            self.report(ev.ServerSilent(at_ms=self.now_ms(), pid=pid, detail="no answer", mute=True, began_ms=began_ms))
             return
         if not server.is_ready:
             self.report(ev.ServerSilent(at_ms=self.now_ms(), pid=pid, detail="starting", starting=True))
@@ -301,6 +315,38 @@ class Agent:
         probe = server.probe()
         yield 300
         self.report(ev.ServerProbed(at_ms=self.now_ms(), pid=pid, probe=probe, took_ms=2))
+
+    def _look_at_the_disk(self) -> Work:
+        """Tell how much room there is, and when a write does not come back."""
+        while True:
+            yield 1_000 * MS if self.disk.free_bytes is not None or self.disk.is_hanging else 5_000 * MS
+            if self.view.server.pid is None:
+                continue
+            began_ms = self.now_ms()
+            if self.disk.is_hanging:
+                yield 2_000 * MS
+                self.report(ev.DiskSilent(at_ms=self.now_ms(), detail="no answer", began_ms=began_ms))
+            elif self.disk.free_bytes is not None or self.view.disk.free_bytes is None or self.view.disk.is_full:
+                free_bytes = ROOM_BYTES if self.disk.free_bytes is None else self.disk.free_bytes
+                self.report(
+                    ev.DiskLooked(
+                        at_ms=self.now_ms(),
+                        data_free_bytes=free_bytes,
+                        wal_free_bytes=free_bytes,
+                        segment_bytes=WAL_SEGMENT_BYTES,
+                        began_ms=began_ms,
+                    )
+                )
+            elif self.view.disk.trouble is not None:
+                self.report(
+                    ev.DiskLooked(
+                        at_ms=self.now_ms(),
+                        data_free_bytes=ROOM_BYTES,
+                        wal_free_bytes=ROOM_BYTES,
+                        segment_bytes=WAL_SEGMENT_BYTES,
+                        began_ms=began_ms,
+                    )
+                )
 
     def _keep_fence(self) -> Work:
         while True:
@@ -685,7 +731,7 @@ class Agent:
             raise SqlFailed
         data.condition = "unfinished_rewind"
         yield 300 * MS + self.kernel.rng.randrange(1_000) * MS
-        if self._source(effect.upstream.host) is not source:
+        if self._source(effect.upstream.host) is not source or self.rewind_fails:
             raise ProgramFailed
         theirs, found = source.data, data.branch
         fork_lsn = data.lsn

@@ -119,7 +119,7 @@ class Cluster:
         settled = [node for node in writable if self.kernel.now_us > node.paused_whole_until_us]
         if len(settled) > 1:
             raise Broken(f"two primaries: {', '.join(node.name for node in writable)}")
-        if self.is_synchronous and len(writable) == 1:
+        if self.is_synchronous and [node.host.server for node in settled] == [server]:
             self._check_acknowledged(server)
 
     def _check_acknowledged(self, server: Server) -> None:

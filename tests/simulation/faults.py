@@ -233,6 +233,53 @@ def change_config(cluster: Cluster, node: Node) -> Undo:
     return nothing
 
 
+def stop_agent(cluster: Cluster, node: Node) -> Undo:
+    """SIGTERM: it takes its server with it. Started again later."""
+    if node.agent.process.is_running:
+        node.agent.report(ev.StopAsked(at_ms=node.agent.now_ms()))
+    return lambda: _bring_back(node)
+
+
+def wipe_data(cluster: Cluster, node: Node) -> Undo:
+    """Somebody removes the data of a replica whose server is down."""
+    held = cluster.etcd.keys.get("leader")
+    if node.host.server is None and (held is None or held.value != node.name) and node.host.data.system_id:
+        others = [other.host.data for other in cluster.nodes.values() if other is not node]
+        if any(data.condition == "cluster" and data.lsn >= node.host.data.lsn for data in others):
+            node.host.data.clear()
+    return nothing
+
+
+def break_rewind(cluster: Cluster, node: Node) -> Undo:
+    """pg_rewind fails on this node."""
+    node.agent.rewind_fails = True
+
+    def mend() -> None:
+        node.agent.rewind_fails = False
+
+    return mend
+
+
+def fill_disk(cluster: Cluster, node: Node) -> Undo:
+    """There is no room for another WAL segment."""
+    node.agent.disk.free_bytes = 1 << 20
+
+    def make_room() -> None:
+        node.agent.disk.free_bytes = None
+
+    return make_room
+
+
+def hang_disk(cluster: Cluster, node: Node) -> Undo:
+    """Writes do not come back. What the server writes in the models still does: only the looks hang."""
+    node.agent.disk.is_hanging = True
+
+    def go_on() -> None:
+        node.agent.disk.is_hanging = False
+
+    return go_on
+
+
 KINDS: dict[str, Callable[[Cluster, Node], Undo]] = {
     "agent killed": kill_agent,
     "agent paused": pause_agent,
@@ -262,6 +309,11 @@ KINDS: dict[str, Callable[[Cluster, Node], Undo]] = {
     "wall clock stepped": step_wall_clock,
     "switchover": ask_switchover,
     "reinit": ask_reinit,
+    "agent stopped": stop_agent,
+    "data wiped": wipe_data,
+    "rewind broken": break_rewind,
+    "disk full": fill_disk,
+    "disk hangs": hang_disk,
     "config changed": change_config,
 }
 

@@ -100,5 +100,6 @@ def _heal(cluster: Cluster) -> None:
     for watch in cluster.etcd.watches:
         watch.pump()
     for node in cluster.nodes.values():
+        node.agent.disk.free_bytes, node.agent.disk.is_hanging, node.agent.rewind_fails = None, False, False
         if not node.agent.process.is_alive:
             node.agent.start()
