@@ -188,7 +188,7 @@ async def test_servers_run_on_and_start_again_when_a_parameter_is_bad() -> None:
 
 async def test_rules_for_clients_apply_on_every_server_when_they_are_in_etcd() -> None:
     """pg_hba from the dynamic configuration replaces the default one; bad rules leave it as it is."""
-    rules = ["local all all scram-sha-256", "host all,replication all all scram-sha-256"]
+    rules = ["local all,replication all scram-sha-256", "host all,replication all all scram-sha-256"]
     counted = "SELECT count(*) FROM pg_hba_file_rules"
     async with running_cluster() as (real, _):
         assert values(real, counted) == ["4"] * 3
