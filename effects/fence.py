@@ -745,6 +745,7 @@ def main(arguments: list[str]) -> None:
     listener = listen(directory_fd)
     if "--detach" in arguments:
         detach()
+        listener.listen(16)  # so that whoever connects is told this process's number. Source: unix(7), SO_PEERCRED
     fence = Fence(directory_fd, listener)
     fence.run()
     fence.watchdog.stop()

@@ -5,7 +5,11 @@ defaults. A timeout is an unknown outcome; `status` tells what holds.
 """
 
 import contextlib
+import logging
 import os
+import signal
+import socket
+import struct
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -28,9 +32,12 @@ LINE_BYTES_MAX = 256 * 1024
 NOTICES_WAITING_MAX = 1024
 STATUS_LOCKED = 3  # the fence's exit status when another one guards the directory
 PAUSE_S = 0.01
+FROZEN_LOOK_S, FROZEN_LOOKS = 0.1, 3
 # The fence outlives the agent, so it gets none of the agent's environment, where passwords are, but this.
 ENVIRONMENT_KEPT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
 PROGRAM = Path(__file__).with_name("fence.py")
+
+logger = logging.getLogger(__name__)
 
 StopMode = Literal["smart", "fast", "immediate"]
 
@@ -174,7 +181,9 @@ class FenceLink:
         """Connects to the fence that guards `directory`, starting one, detached from this process, if there is none.
 
         Arguments: `directory` exists and is the agent's own; `timeout_ms` is for each later command.
-        Raises: FenceUnavailable when a fence can neither be reached nor started, or is there but frozen.
+        A fence that stands still (SIGSTOP) keeps no deadline, and lets nobody else keep it: it is killed, and with it
+        its server, by the kernel (PR_SET_PDEATHSIG).
+        Raises: FenceUnavailable when a fence can neither be reached nor started, or is there and does not answer.
         """
         with anyio.move_on_after(connect_timeout_ms / 1000):
             while True:
@@ -196,7 +205,7 @@ class FenceLink:
             raise FenceUnavailable(f"cannot connect to the fence of {directory}: {error.strerror}") from error
         link = cls(stream, timeout_ms=timeout_ms)
         try:
-            await link._lines.receive_until(b"\n", LINE_BYTES_MAX)
+            await link._be_greeted()
         except (anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError):
             await link.aclose()
             return None
@@ -204,6 +213,20 @@ class FenceLink:
             await link.aclose()
             raise
         return link
+
+    async def _be_greeted(self) -> None:
+        """Returns when the fence has greeted; kills one that stands still, which then closes the connection."""
+        pid, stopped = _listener_of(self._stream), 0
+        while True:
+            with anyio.move_on_after(FROZEN_LOOK_S):
+                await self._lines.receive_until(b"\n", LINE_BYTES_MAX)
+                return
+            stopped = stopped + 1 if _is_stopped(pid) else 0
+            if stopped == FROZEN_LOOKS:
+                logger.warning(
+                    "the fence (pid %d) stands still and keeps no deadline: it is killed, with its server", pid
+                )
+                os.kill(pid, signal.SIGKILL)
 
     async def __aenter__(self) -> Self:
         return self
@@ -368,6 +391,24 @@ async def _open_socket(directory: Path) -> anyio.abc.SocketStream:
         return await anyio.connect_unix(f"/proc/self/fd/{directory_fd}/fence.sock")
     finally:
         os.close(directory_fd)
+
+
+def _listener_of(stream: anyio.abc.SocketStream) -> int:
+    """The process that called listen(2) at the other end; 0 for one of another namespace. Source: unix(7)."""
+    raw = stream.extra(anyio.abc.SocketAttribute.raw_socket)  # noqa: S610 - no query, but the socket itself
+    credentials = raw.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", credentials)[0])
+
+
+def _is_stopped(pid: int) -> bool:
+    """True for a process that SIGSTOP or a debugger holds. Source: proc(5), /proc/PID/stat."""
+    if pid <= 0:
+        return False
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return False
+    return stat.rpartition(b")")[2].lstrip()[:1] in (b"T", b"t")
 
 
 async def _launch(directory: Path, python: str) -> bool:

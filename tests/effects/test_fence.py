@@ -372,7 +372,7 @@ async def test_fence_kills_without_grace_when_it_was_frozen_past_the_deadline(di
 
 
 async def test_link_raises_when_the_fence_is_frozen(directory: Path) -> None:
-    """A frozen fence is a timeout for a command, and for a new connection."""
+    """A frozen fence is a timeout for a command, and for a new connection that does not wait."""
     link = await FenceLink.connect_or_start(directory, timeout_ms=200)
     async with anyio.create_task_group() as tasks, link:
         await tasks.start(link.run)
@@ -386,6 +386,20 @@ async def test_link_raises_when_the_fence_is_frozen(directory: Path) -> None:
         finally:
             os.kill(fence_pid, signal.SIGCONT)
         await link.status()
+
+
+async def test_frozen_fence_and_its_server_end_when_a_new_agent_comes(directory: Path) -> None:
+    """Its deadline would be kept by nobody: neither by it nor by an agent that cannot speak to it."""
+    async with guarding(directory) as guard:
+        server_pid = await guard.start("/bin/sleep", "1000", armed_for_ms=60_000)
+        fence_pid = (await guard.link.status()).fence_pid
+        os.kill(fence_pid, signal.SIGSTOP)
+        async with await FenceLink.connect_or_start(directory) as link, anyio.create_task_group() as tasks:
+            await tasks.start(link.run)
+            assert (await link.status()).fence_pid != fence_pid
+            await until(lambda: is_gone(server_pid))
+            await link.quit()
+            tasks.cancel_scope.cancel()
 
 
 # ---- the fence's own life ------------------------------------------------------------------------------------------

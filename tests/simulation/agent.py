@@ -354,6 +354,11 @@ class Agent:
                 yield 60 * MS
                 self.kernel.revive(self.fence.process)
                 self.fence.armed_until_ms = None
+            if self.fence.process.is_paused:  # it takes the connection, and does not greet
+                yield 400 * MS
+                if self.fence.process.is_paused:
+                    self.fence.die()  # as effects/fence_link.py does
+                continue
             yield 2 * MS
             server = self.host.server
             self._is_fence_connected = True

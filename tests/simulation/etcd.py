@@ -4,6 +4,7 @@ What is left out on purpose is Raft itself: members agree at once, or not at all
 cannot tell apart stays indistinguishable: a request that was lost and one whose answer was.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Literal
 
@@ -139,7 +140,8 @@ class Etcd:
             pending, self._pending = self._pending, []
             for carry_out in pending:
                 if self._kernel.rng.random() < 0.5:
-                    carry_out()
+                    with contextlib.suppress(Outcome):  # nobody waits for the answer any more
+                        carry_out()
 
     def change_leader(self) -> None:
         """Another member leads: leases live on from now. Source: etcd, lessor.Promote."""
