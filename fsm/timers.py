@@ -69,6 +69,7 @@ def _election_instants(view: View) -> Iterator[int]:
         yield tried.failed_at_ms + WATCHDOG_TRIED_ANEW_MS
     if view.leader_free_since_ms is not None:
         yield view.leader_free_since_ms + NAMED_SUCCESSOR_WAIT_MS
+        yield view.leader_free_since_ms + view.dynamic.ttl_s * 1000
     if view.state is State.CANDIDATE:
         yield view.state_since_ms + PEER_ANSWER_TIMEOUT_MS
         yield starts_awaited_until_ms(view)
