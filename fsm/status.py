@@ -75,7 +75,8 @@ def is_leading(view: View, now_ms: int) -> bool:
 
     The deadline is that of the lease on which the key hangs, present or former, or what the members confirmed.
     """
-    return view.state is State.LEADER and is_leader_key_named_for_us(view) and now_ms < view.writable_until_ms
+    is_ours = is_leader_key_named_for_us(view) or (view.leader is None and now_ms < view.failsafe_until_ms)
+    return view.state is State.LEADER and is_ours and now_ms < view.writable_until_ms
 
 
 def is_leading_to_somewhere(view: View, now_ms: int) -> bool:
