@@ -122,6 +122,11 @@ def recent_reports(view: View) -> list[HeardPeer]:
     return [heard for heard in view.peers.values() if view.now_ms - heard.at_ms <= OUTRANKED_FOR_MS]
 
 
+def is_former_primary_alive(view: View) -> bool:
+    """True when a member heard lately still has a server that accepts writes, or is to stop and has not ended."""
+    return any(h.report.name != view.name and is_primary_alive(h.report) for h in recent_reports(view))
+
+
 def best_rival(view: View) -> str | None:
     """The name of a recently heard member that outranks this node or is still a primary; None if there is none."""
     for heard in recent_reports(view):
@@ -139,6 +144,10 @@ def _may_outrank(view: View, report: PeerReport) -> bool:
     if report.probed_ago_ms > SILENT_PEER_MS:
         return False
     if report.disk_full and not has_no_room(view.disk):
+        return False
+    if view.failsafe and report.name not in view.failsafe:
+        return False
+    if view.dynamic.check_timeline and 0 < report.timeline < view.last_timeline:
         return False
     return (not is_sync_key_decisive(view) or report.name in view.sync.members) and outranks(view, report)
 

@@ -36,7 +36,7 @@ from fsm.timing import (
     writable_until_ms,
 )
 from fsm.view import View
-from fsm.vote import sync_revision
+from fsm.vote import has_cut_receiver, sync_revision
 from fsm.waiting import doubled_standbys
 from fsm.wire import FailoverRequest, compact, sync_text
 
@@ -284,7 +284,7 @@ def reload_server(view: View) -> do.ReloadServer:
 def _present_upstream(view: View) -> Upstream | None:
     """Where the standby streams from as last seen; had it been cut off to vote since, it is cut off again."""
     probe = view.server.probe
-    if probe is None or not probe.in_recovery or not probe.upstream_host:
+    if probe is None or not probe.in_recovery or not probe.upstream_host or has_cut_receiver(view):
         return None
     return Upstream(name=probe.upstream_host, host=probe.upstream_host, port=probe.upstream_port or 5432)
 

@@ -35,11 +35,11 @@ def is_synchronous_enough(view: View) -> bool:
 
 
 def is_listed_for_failsafe(view: View) -> bool:
-    """A leader that goes on without etcd would ask this node, or asks nobody, or an operator named this node.
+    """A leader that goes on without etcd would ask this node, or asks nobody, or an operator asked for a failover here.
 
     Also where failsafe is off by now: the leader may not have heard of it. It empties the list when it has.
     """
-    if not view.failsafe or is_named_successor(view):
+    if not view.failsafe or election.is_failover_to_us(view):
         return True
     return view.name in view.failsafe
 
@@ -86,13 +86,19 @@ def has_special_claim(view: View) -> bool:
 
 def is_peer_question_due(view: View) -> bool:
     """A peer has not told a fresh position in this candidacy, and was not asked just now."""
-    is_heard = is_named_successor(view) or not election.stale_or_silent_peers(view)
+    is_heard = (
+        _has_found_former_primary_gone(view) if is_named_successor(view) else not election.stale_or_silent_peers(view)
+    )
     if has_special_claim(view) or (is_heard and election.has_enough_votes(view)):
         return False
     asked_at_ms = view.achieved.get("ask-peers", 0)
     is_in_a_hurry = view.now_ms - view.state_since_ms < PEER_ANSWER_TIMEOUT_MS
     pause_ms = PEER_REASK_MS if is_in_a_hurry else PEER_REASK_LATER_MS
     return asked_at_ms < view.state_since_ms or view.now_ms - asked_at_ms >= pause_ms
+
+
+def _has_found_former_primary_gone(view: View) -> bool:
+    return view.peers_heard_at_ms >= view.state_since_ms and not election.is_former_primary_alive(view)
 
 
 def is_election_decided(view: View) -> bool:
@@ -102,7 +108,7 @@ def is_election_decided(view: View) -> bool:
     if not election.has_enough_votes(view):
         return False
     if is_named_successor(view):
-        return True
+        return _has_found_former_primary_gone(view)
     if not is_unrivalled(view) or view.server.probed_at_ms < view.state_since_ms:
         return False
     return not election.stale_or_silent_peers(view) or election.has_waited_long_enough(view)

@@ -125,6 +125,11 @@ def is_following_another(view: View) -> bool:
     return (probe.upstream_host, probe.upstream_port) != (wanted.host, wanted.port)
 
 
+def is_leader_to_be_followed(view: View) -> bool:
+    """Another member leads and can be reached."""
+    return wanted_upstream(view) is not None
+
+
 def wanted_upstream(view: View) -> Upstream | None:
     """Where this node's standby should stream from; None while nobody else leads."""
     member = leader_to_follow(view)

@@ -20,6 +20,13 @@ def is_standby_running(view: View) -> bool:
     return server.process == "running" and not server.may_be_primary and server.probe is not None
 
 
+def is_standby_unheard(view: View) -> bool:
+    """A standby that this agent started runs, and has never answered."""
+    server = view.server
+    is_ours = view.has_achieved("start-standby", server.spawned_at_ms)
+    return server.process == "running" and not server.may_be_primary and server.probe is None and is_ours
+
+
 def is_promotable(view: View) -> bool:
     """The server runs and was in recovery when it last answered."""
     server = view.server
@@ -45,6 +52,11 @@ def is_primary_without_deadline(view: View) -> bool:
 def is_no_primary_possible(view: View) -> bool:
     """No server of this node can accept writes: none runs, or a standby that nobody told to promote."""
     return view.server.process == "absent" or (view.server.process == "running" and not view.server.may_be_primary)
+
+
+def is_no_promotion_under_way(view: View) -> bool:
+    """The server was not told to promote, or has done so: what is written now would take its permit away."""
+    return not (view.server.is_promotion_asked and is_promotable(view))
 
 
 def is_promotion_due(view: View) -> bool:
