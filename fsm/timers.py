@@ -77,6 +77,7 @@ def _election_instants(view: View) -> Iterator[int]:
         yield view.achieved.get("ask-peers", 0) + PEER_REASK_LATER_MS
     if view.state in (State.CANDIDATE, State.REPLICA):
         yield view.peers_heard_at_ms + PEER_REASK_MS
+        yield view.peers_heard_at_ms + PEER_REASK_LATER_MS
         yield from (heard.at_ms + OUTRANKED_FOR_MS + 1 for heard in view.peers.values())
 
 

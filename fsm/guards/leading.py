@@ -5,7 +5,13 @@ from fsm.guards.server import is_primary_running, is_promotable
 from fsm.handover import in_force_since_ms, is_schedule_missed, request_in_force
 from fsm.publish import own_history
 from fsm.timelines import timeline_to_reserve, was_primary
-from fsm.timing import FAILED_STARTS_MAX, HANDOVER_CATCH_UP_MS, PEER_REASK_MS, START_TIMEOUT_LEAST_MS
+from fsm.timing import (
+    FAILED_STARTS_MAX,
+    HANDOVER_CATCH_UP_MS,
+    PEER_REASK_LATER_MS,
+    PEER_REASK_MS,
+    START_TIMEOUT_LEAST_MS,
+)
 from fsm.view import View
 from fsm.wire import is_barred_by_tags
 
@@ -103,8 +109,9 @@ def is_successor_overdue(view: View) -> bool:
 
 
 def is_successor_question_due(view: View) -> bool:
-    """The named successor was not asked within the last few milliseconds how far it has come."""
-    return not is_successor_ready(view) and view.now_ms - view.peers_heard_at_ms >= PEER_REASK_MS
+    """The named successor was not asked just now how far it has come: at first every few milliseconds."""
+    pause_ms = PEER_REASK_LATER_MS if is_successor_overdue(view) else PEER_REASK_MS
+    return not is_successor_ready(view) and view.now_ms - view.peers_heard_at_ms >= pause_ms
 
 
 def has_not_checkpointed_since_promotion(view: View) -> bool:
