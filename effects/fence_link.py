@@ -226,7 +226,7 @@ class FenceLink:
                 logger.warning(
                     "the fence (pid %d) stands still and keeps no deadline: it is killed, with its server", pid
                 )
-                os.kill(pid, signal.SIGKILL)
+                _kill(pid)
 
     async def __aenter__(self) -> Self:
         return self
@@ -391,6 +391,16 @@ async def _open_socket(directory: Path) -> anyio.abc.SocketStream:
         return await anyio.connect_unix(f"/proc/self/fd/{directory_fd}/fence.sock")
     finally:
         os.close(directory_fd)
+
+
+def _kill(pid: int) -> None:
+    """Raises: FenceUnavailable when this user may not."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    except PermissionError as error:
+        raise FenceUnavailable(f"the fence (pid {pid}) stands still, and may not be killed") from error
 
 
 def _listener_of(stream: anyio.abc.SocketStream) -> int:

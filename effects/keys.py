@@ -49,7 +49,6 @@ class ClusterKeys:
                 {
                     do.TakeLeaderKey: self.take_leader,
                     do.ReleaseLeaderKey: self.release_leader,
-                    do.ReserveTimeline: self.reserve_timeline,
                 },
                 report,
             ),
@@ -119,17 +118,6 @@ class ClusterKeys:
             [value_is(leader, self._name)], [delete(leader)], timeout_ms=effect.timeout_ms, else_read=leader
         )
         return self._written("leader", released, None, 0)
-
-    async def reserve_timeline(self, effect: do.ReserveTimeline) -> AnyResult:
-        """The `timeline` key, as long as this member leads and the key is the one that was seen."""
-        key, text = self._key("timeline"), str(effect.timeline)
-        written = await self._client.transact(
-            [value_is(self._key("leader"), self._name), self._is_as_seen(key, effect.mod_revision)],
-            [put(key, text)],
-            timeout_ms=effect.timeout_ms,
-            else_read=key,
-        )
-        return self._written("timeline", written, text, 0)
 
     # ---- other keys -------------------------------------------------------------------------------------------------
 

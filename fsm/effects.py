@@ -132,19 +132,6 @@ class PublishAsLeader(Effect, frozen=True, kw_only=True):
     valid_until_ms: int
 
 
-class ReserveTimeline(Effect, frozen=True, kw_only=True):
-    """Write the `timeline` key, as leader, if it is still the one that was seen (`mod_revision` 0: absent).
-
-    No two promotions of a cluster may begin a timeline of the same number, which PostgreSQL does when the second server
-    has never heard of the first. Patroni has no such key and pays no heed to it.
-    """
-
-    resource: ClassVar[Resource] = "leader"
-    timeline: int
-    mod_revision: int
-    valid_until_ms: int
-
-
 class WriteSync(Effect, frozen=True, kw_only=True):
     """Write the `sync` key, as leader, if it is still the one that was seen. `mod_revision` 0: if it is absent."""
 
@@ -487,7 +474,6 @@ AnyEffect = (
     | ChangeConfig
     | PublishMember
     | PublishAsLeader
-    | ReserveTimeline
     | WriteSync
     | DeleteSync
     | RequestFailover

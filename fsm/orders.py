@@ -141,13 +141,14 @@ def write_sync(view: View) -> do.WriteSync:
     )
 
 
-def reserve_timeline(view: View) -> do.ReserveTimeline:
-    """The number of the timeline that this leader is to begin, or is on."""
+def reserve_timeline(view: View) -> do.PublishAsLeader:
+    """The number of the timeline that this leader is to begin, or is on, over the one that was seen."""
     seen = view.keys.get("timeline")
-    return do.ReserveTimeline(
+    return do.PublishAsLeader(
         timeout_ms=KEYS_TIMEOUT_MS,
-        timeline=timeline_to_reserve(view),
-        mod_revision=seen.mod_revision if seen is not None and seen.value is not None else 0,
+        key="timeline",
+        text=str(timeline_to_reserve(view)),
+        seen_revision=seen.mod_revision if seen is not None and seen.value is not None else 0,
         valid_until_ms=view.writable_until_ms,
     )
 

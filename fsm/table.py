@@ -319,7 +319,7 @@ DUTIES: tuple[Duty, ...] = (
          "the agent was asked to stop, and takes its server with it"),
     Duty("claim-initialize", (BOOTSTRAPPING, REPLICA), orders.claim_initialize,
          (g.is_cluster_unclaimed, g.may_initialize, g.has_lease, g.is_staying, g.has_promised_nothing,
-          g.has_something_to_initialize_with),
+          g.has_something_to_initialize_with, g.is_every_former_lease_over),
          "exactly one node makes the cluster"),
     Duty("clear-unfinished-init", (BOOTSTRAPPING,), orders.clear_directory,
          (g.is_init_unfinished,),

@@ -98,16 +98,18 @@ def is_reinit_asked(view: View) -> bool:
     return view.is_reinit_asked
 
 
-def _is_every_former_lease_over(view: View) -> bool:
-    """Where there are data somebody led before; etcd was wiped, and whoever led may not have heard of that yet."""
+def is_every_former_lease_over(view: View) -> bool:
+    """This node has no data, so nobody led; or etcd has shown no leader for as long as a lease lasts.
+
+    Where etcd comes back empty, whoever led may serve until its deadline without having heard of that.
+    """
     since_ms = view.leader_free_since_ms
-    return since_ms is not None and view.now_ms - since_ms >= view.dynamic.ttl_s * 1000
+    is_over = since_ms is not None and view.now_ms - since_ms >= view.dynamic.ttl_s * 1000
+    return is_over or not view.system_id
 
 
 def has_something_to_initialize_with(view: View) -> bool:
     """The data directory is empty, or already holds a cluster that etcd does not know."""
-    if view.system_id and not _is_every_former_lease_over(view):
-        return False
     return is_directory_vacant(view) or is_directory_a_cluster(view) or view.server.probe is not None
 
 

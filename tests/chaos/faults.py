@@ -46,18 +46,6 @@ def whole_node(node: DemoNode) -> list[int]:
 
 
 @contextmanager
-def frozen(pids: Collection[int]) -> Iterator[None]:
-    """Processes stand still inside (SIGSTOP), and go on together."""
-    for pid in pids:
-        processes.send(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            processes.send(pid, signal.SIGCONT)
-
-
-@contextmanager
 def members_frozen(members: Collection[EmbeddedEtcd]) -> Iterator[None]:
     """Members of etcd stand still inside."""
     for member in members:

@@ -3,9 +3,10 @@
 import signal
 
 from api.cli.demo import processes
-from tests.chaos.faults import agent_of, frozen, kill, many_sessions
+from tests.chaos.faults import agent_of, kill, many_sessions
 from tests.chaos.scenario import Course, scenario
 from tests.chaos.scene import Scene
+from tests.cluster.witnesses import frozen_processes
 
 SESSIONS = 200
 
@@ -28,7 +29,7 @@ async def sessions_and_agent_frozen(scene: Scene, course: Course) -> None:
     leader = await scene.leader()
     with many_sessions(scene, leader, SESSIONS):
         course.begins()
-        with frozen([agent_of(leader)]):
+        with frozen_processes([agent_of(leader)]):
             await scene.hold(3 * scene.ttl_s)
     course.ends()
 
@@ -49,7 +50,7 @@ async def sessions_and_cut(scene: Scene, course: Course) -> None:
 async def stop_hangs(scene: Scene, course: Course) -> None:
     """The leader's agent is asked to stop, and the server's fast stop does not end: one backend stands still."""
     leader = await scene.leader()
-    with scene.connection_to(leader) as session, frozen([session.info.backend_pid]):
+    with scene.connection_to(leader) as session, frozen_processes([session.info.backend_pid]):
         course.begins()
         processes.send(agent_of(leader), signal.SIGTERM)
         await scene.until_another_leads(leader)
@@ -62,7 +63,7 @@ async def stop_hangs(scene: Scene, course: Course) -> None:
 async def stop_hangs_and_agent_killed(scene: Scene, course: Course) -> None:
     """The same, and the agent is killed (-9) while it waits for the stop."""
     leader = await scene.leader()
-    with scene.connection_to(leader) as session, frozen([session.info.backend_pid]):
+    with scene.connection_to(leader) as session, frozen_processes([session.info.backend_pid]):
         course.begins()
         processes.send(agent_of(leader), signal.SIGTERM)
         await scene.hold(0.3)
@@ -77,7 +78,7 @@ async def stop_hangs_and_agent_killed(scene: Scene, course: Course) -> None:
 async def stop_hangs_and_cut(scene: Scene, course: Course) -> None:
     """The leader's agent is asked to stop, the fast stop does not end, and the node is cut off from everybody."""
     leader = await scene.leader()
-    with scene.connection_to(leader) as session, frozen([session.info.backend_pid]):
+    with scene.connection_to(leader) as session, frozen_processes([session.info.backend_pid]):
         course.begins()
         with scene.net.cut_off(leader.name, [*scene.etcd_names, *scene.others(leader)]):
             processes.send(agent_of(leader), signal.SIGTERM)

@@ -2,9 +2,10 @@
 
 from api.cli.demo.cluster import DemoNode
 from effects.clock import unix_ms
-from tests.chaos.faults import agent_of, fence_of, frozen, kill, still_serves, whole_node
+from tests.chaos.faults import agent_of, fence_of, kill, still_serves, whole_node
 from tests.chaos.scenario import Course, scenario
 from tests.chaos.scene import Scene, server_pids
+from tests.cluster.witnesses import frozen_processes
 
 
 @scenario("agent-killed-and-back", 1, short_mode="quorum", is_primary_lost=False)
@@ -41,7 +42,7 @@ async def agent_frozen(scene: Scene, course: Course) -> None:
     """The leader's agent stands still (SIGSTOP) for three ttl, then goes on."""
     leader = await scene.leader()
     course.begins()
-    with frozen([agent_of(leader)]):
+    with frozen_processes([agent_of(leader)]):
         await scene.hold(3 * scene.ttl_s)
         course.demand(_another_leads(scene, leader), "nobody took over")
     course.ends()
@@ -56,7 +57,7 @@ async def node_paused(scene: Scene, course: Course) -> None:
     leader = await scene.leader()
     pids = whole_node(leader)
     course.begins()
-    with frozen(pids):
+    with frozen_processes(pids):
         await scene.hold(3 * scene.ttl_s)
         course.demand(_another_leads(scene, leader), "nobody took over")
         thawed_ms = unix_ms()
@@ -103,7 +104,7 @@ async def server_frozen(scene: Scene, course: Course) -> None:
     """Postmaster and all backends of the leader stand still for three ttl, then go on."""
     leader = await scene.leader()
     course.begins()
-    with frozen(server_pids(leader)):
+    with frozen_processes(server_pids(leader)):
         await scene.hold(3 * scene.ttl_s)
         led = {one.server for one in scene.monitor.taken(since_ms=course.began_ms + 1000)} - {leader.name}
     course.note("failed over while frozen", "yes" if led else "no")

@@ -175,3 +175,16 @@ def test_named_successor_waits_for_a_former_leader_whose_server_has_not_ended() 
     assert world.orders(do.TakeLeaderKey) == []
     world.reports["n2"] = report("n2", role="replica", state="stopped", position_lsn=1)
     world.until(is_settled_leader, within_ms=5_000)
+
+
+def test_old_data_claim_an_empty_etcd_only_when_every_former_lease_is_over() -> None:
+    """etcd comes back empty: whoever led may not have heard of it, and serves until its deadline."""
+    world = replica_of("n2", "n3")
+    world.lose_etcd()
+    world.keys.clear()
+    world.leases.clear()
+    world.revision = 1
+    world.heal_etcd()
+    wiped_at_ms = world.now_ms
+    world.until(lambda w: bool(w.orders(do.ClaimInitialize)), within_ms=120_000)
+    assert world.now_ms - wiped_at_ms >= world.view.dynamic.ttl_s * 1000

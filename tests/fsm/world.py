@@ -467,10 +467,6 @@ class World:
                 seen = self.keys.get("sync")
                 is_seen = held is not None or effect.sync_revision == (seen.mod_revision if seen else 0)
                 return self._written(held in (None, self.name) and is_seen, "leader", self.name, effect.lease_id)
-            case do.ReserveTimeline():
-                seen = self.keys.get("timeline")
-                is_seen = (seen.mod_revision if seen else 0) == effect.mod_revision
-                return self._written(held == self.name and is_seen, "timeline", str(effect.timeline))
             case do.ReleaseLeaderKey():
                 return self._written(held == self.name, "leader", None)
             case do.ClaimInitialize():

@@ -449,7 +449,6 @@ class Agent:
             do.ChangeConfig: self._nothing,
             do.PublishMember: self._publish_member,
             do.PublishAsLeader: self._publish_as_leader,
-            do.ReserveTimeline: self._reserve_timeline,
             do.WriteSync: self._write_sync,
             do.DeleteSync: self._delete_sync,
             do.RequestFailover: self._request_failover,
@@ -573,12 +572,6 @@ class Agent:
             return self._leads() and (seen is None or self._revision(effect.key) == seen)
 
         return (yield from self._transact(effect, effect.key, may, effect.text))
-
-    def _reserve_timeline(self, effect: do.ReserveTimeline) -> Work:
-        def may() -> bool:
-            return self._leads() and self._revision("timeline") == effect.mod_revision
-
-        return (yield from self._transact(effect, "timeline", may, str(effect.timeline)))
 
     def _write_sync(self, effect: do.WriteSync) -> Work:
         def may() -> bool:
