@@ -95,6 +95,8 @@ async def old_copy_restored(scene: Scene, course: Course) -> None:
     copy.rename(replica.data_dir)
     since_ms = unix_ms()
     await scene.until(lambda: len(scene.writers.acknowledged(since_ms=since_ms)) > 20, "writes go on without it")
+    # Who came back a moment ago is not waited for at once; while nobody is, it is right that nobody is promoted.
+    await scene.until_successor(other_than=replica)
     course.begins()
     replica.start()
     await scene.until(lambda: replica.is_locked, "the agent runs")

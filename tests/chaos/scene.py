@@ -117,15 +117,29 @@ class Scene:
 
     async def _is_whole_in_etcd(self) -> bool:
         """The leader key names who leads, every member is published, so that each agent has reached etcd again."""
+        found = await self._in_etcd()
+        are_published = all(f"members/{node.name}" in found for node in self.nodes)
+        is_waited_for = not self.is_synchronous or bool(parse_sync(found.get("sync")).members)
+        return found.get("leader") == self.real.primary and are_published and is_waited_for
+
+    async def _in_etcd(self) -> dict[str, str]:
+        """The cluster's keys and their values; none while etcd does not answer."""
         async with EtcdClient(list(self.real.cluster.etcd_cluster.endpoints)) as client:
             try:
                 read = await client.read_prefix(PREFIX, timeout_ms=5_000)
             except EtcdUnavailable:
-                return False
-        found = {key.key.removeprefix(PREFIX): key.value for key in read.keys}
-        are_published = all(f"members/{node.name}" in found for node in self.nodes)
-        is_waited_for = not self.is_synchronous or bool(parse_sync(found.get("sync")).members)
-        return found.get("leader") == self.real.primary and are_published and is_waited_for
+                return {}
+        return {key.key.removeprefix(PREFIX): key.value for key in read.keys}
+
+    async def until_successor(self, *, other_than: DemoNode) -> None:
+        """Return when, in a synchronous mode, the `sync` key names somebody else who may be promoted."""
+        if not self.is_synchronous:
+            return
+        with anyio.move_on_after(SETTLE_PATIENCE_S):
+            while not {*parse_sync((await self._in_etcd()).get("sync")).members} - {other_than.name}:
+                await anyio.sleep(POLL_S)
+            return
+        raise TimeoutError(f"nobody but {other_than.name} may be promoted after the leader")
 
     async def hold(self, span_s: float) -> None:
         """Let the fault last."""
