@@ -136,7 +136,7 @@ class Scene:
         if not self.is_synchronous:
             return
         with anyio.move_on_after(SETTLE_PATIENCE_S):
-            while not {*parse_sync((await self._in_etcd()).get("sync")).members} - {other_than.name}:
+            while not {*parse_sync((await self._in_etcd()).get("sync")).members} - {other_than.name}:  # noqa: ASYNC110 - other processes
                 await anyio.sleep(POLL_S)
             return
         raise TimeoutError(f"nobody but {other_than.name} may be promoted after the leader")
