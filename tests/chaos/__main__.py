@@ -14,6 +14,7 @@ from tests.chaos.page import write_page
 from tests.chaos.registry import short_set, whole_matrix
 
 RESULTS = KEPT_IN / "results.jsonl"
+MATRIX_RESULTS = ROOT / "docs" / "chaos.jsonl"
 PAGE = ROOT / "docs" / "chaos.md"
 GUESSED_S = {5: 35, 20: 100}
 """How long a cell takes, until some of the same ttl have told."""
@@ -33,15 +34,16 @@ def main() -> int:
     if any(cell.wiring == "disks" for cell in cells) and (reason := why_no_disks()):
         print(f"chaos        no disk is filled: {reason}")
         cells = [cell for cell in cells if cell.wiring != "disks"]
-    known = read_results(asked.results)
+    path = asked.results or (MATRIX_RESULTS if asked.all or asked.page else RESULTS)
+    known = read_results(path)
     if asked.page:
         write_page(PAGE, known, whole_matrix())
         return 0
     left = cells if asked.fresh else [cell for cell in cells if not _is_done(known.get(cell), asked.all)]
-    print(f"chaos        {len(left)} of {len(cells)} cells to run; results go to {asked.results}")
-    bad = _run(left, asked.results)
+    print(f"chaos        {len(left)} of {len(cells)} cells to run; results go to {path}")
+    bad = _run(left, path)
     if asked.all:
-        write_page(PAGE, read_results(asked.results), whole_matrix())
+        write_page(PAGE, read_results(path), whole_matrix())
         print(f"chaos        {PAGE.relative_to(ROOT)} is written anew")
     print(
         f"chaos        {len(left) - len(bad)} held, {len(bad)} did not{''.join(f'{chr(10)}  {cell}' for cell in bad)}"
@@ -55,7 +57,7 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--all", action="store_true", help="the whole matrix; goes on where it was broken off")
     parser.add_argument("--fresh", action="store_true", help="run cells again that held already at this commit")
     parser.add_argument("--page", action="store_true", help="only write docs/chaos.md from the results")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the file of results, one JSON object a line")
+    parser.add_argument("--results", type=Path, help="the file of results, one JSON object a line")
     return parser.parse_args()
 
 
