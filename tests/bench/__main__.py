@@ -10,9 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from api.cli.demo.cluster import DemoNode
+from fsm.dynamic import Dynamic
 from tests.bench import core, takeover
 from tests.bench.cluster import Bench
 from tests.bench.hangs import measure_hangs
+from tests.chaos.net import why_not
+from tests.cluster.faults import freeze_server
 from tests.cluster.harness import RealCluster, running_cluster
 
 IDLE_S = 30.0
@@ -86,6 +89,25 @@ async def measure_takeovers(figures: Figures, rounds: int) -> None:
             await _measure_frozen_agent(figures, real, rounds, ttl_s)
             if ttl_s == TTL_S:
                 await _measure_killed(figures, real, rounds)
+                await _measure_frozen_server(figures, real, rounds)
+
+
+async def _measure_frozen_server(figures: Figures, real: RealCluster, rounds: int) -> None:
+    """Case 4 of the fault matrix: the agent and etcd are well, no process of the server runs."""
+    found = [await takeover.take_over(real, freeze_server) for _ in range(rounds)]
+    stall_ms = Dynamic().primary_stall_timeout_s * 1000
+    name = f"server frozen, ttl={TTL_S}: to a new writable primary"
+    figures.add(name, [one.writable_after_ms for one in found], "ms", f"{stall_ms + 1_700:,} ms")
+
+
+def measure_cut_off(figures: Figures, rounds: int) -> None:
+    """Case 5 of the fault matrix, in namespaces."""
+    if (reason := why_not()) is not None:
+        print(f"leader cut off: not measured, {reason}", file=sys.stderr)
+        return
+    found = takeover.cut_off_gaps_ms(TTL_S, rounds)
+    name = f"leader cut off from etcd and peers, ttl={TTL_S}: no row acknowledged for"
+    figures.add(name, found, "ms", f"{TTL_S * 1000 + 1_700:,} ms")
 
 
 async def _measure_frozen_agent(figures: Figures, real: RealCluster, rounds: int, ttl_s: int) -> None:
@@ -137,8 +159,10 @@ def main(rounds: int, only_core: bool) -> None:
         anyio.run(measure_cluster, figures, rounds)
         anyio.run(measure_synchronous, figures, rounds)
         anyio.run(measure_takeovers, figures, rounds)
+        measure_cut_off(figures, min(rounds, 3))
         anyio.run(measure_hangs, figures.add, min(rounds, 3), HANG_S)
     Console(width=120).print(figures.table)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -20,6 +20,8 @@ from api.cli.demo.servers import make_tables
 from api.cli.demo.writer import Writer
 from effects.clock import now_ms
 from fsm.events import FenceArmed, Succeeded
+from tests.chaos.cells import Cell
+from tests.chaos.outside import results_of
 from tests.cluster.harness import SETTLED_TIMEOUT_S, RealCluster
 
 CLIENTS = 16
@@ -140,6 +142,23 @@ async def _until_led(real: RealCluster, old: DemoNode, postmaster: list[int], *,
             if set(leading) - {old.name} or (is_same and has_new_server and leading):
                 return
             await anyio.sleep(0.02)
+
+
+def cut_off_gaps_ms(ttl_s: int, rounds: int) -> list[int]:
+    """For how long no row was acknowledged to anybody when the leader was cut off from etcd and its peers.
+
+    Needs root: each node is in a network namespace of its own; in synchronous mode, so that a row that is acknowledged
+    on the leader's side of the cut is none. See tests/chaos/network_faults.py.
+
+    Raises: RuntimeError when a round did not keep a promise.
+    """
+    gaps_ms = []
+    for _ in range(rounds):
+        (result,) = results_of([Cell(ttl_s=ttl_s, mode="on", wiring="plain", fault="cut-from-all")])
+        if not result.is_good:
+            raise RuntimeError(f"{result.cell}: {'; '.join(result.problems)}")
+        gaps_ms.append(result.gap_ms)
+    return gaps_ms
 
 
 # ---- faults ----------------------------------------------------------------------------------------------------------
