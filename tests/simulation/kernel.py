@@ -133,7 +133,7 @@ class Kernel:
         while heap and heap[0][0] <= until_us:
             at_us, _, process, life, call, args = heapq.heappop(heap)
             self.now_us = at_us
-            if life != process.life:
+            if life != process.life or not process.is_alive:
                 continue
             if process.is_paused:
                 process.backlog.append((life, call, args))
