@@ -14,6 +14,8 @@ PIP_INSTALL := $(PIP) install --require-hashes --no-build-isolation --only-binar
     --no-binary etcd3,python-etcd,ydiff
 # A test that takes this long hangs: every thread's stack is printed, and the test goes on.
 PYTEST := $(PY) -m pytest -o faulthandler_timeout=300
+# Most of a test with servers is waiting, so files of tests run beside each other, one a core; ARGS='-n 0' for one by one.
+SPREAD := -n auto --dist loadfile
 ARGS ?=
 
 MADE_FOR := $(VENV)/made-for
@@ -34,11 +36,11 @@ demo: $(FOR_DEMO) ## three nodes and an etcd on this machine, live; TOUR=1 tells
 
 test: lint ## everything: lint, types, and all tests, those with real servers too
 	@echo "test         all tests"
-	@$(PYTEST) $(ARGS)
+	@$(PYTEST) $(SPREAD) $(ARGS)
 
 check: lint ## lint, types and the fast tests: no servers, a minute or two
 	@echo "test         the fast tests"
-	@$(PYTEST) -m "not servers" $(ARGS)
+	@$(PYTEST) $(SPREAD) -m "not servers" $(ARGS)
 
 lint: $(FOR_TESTS) ## formatting, ruff's rules and mypy, strict
 	@echo "lint         ruff format, ruff check, mypy"

@@ -21,6 +21,13 @@ POLL = threading.Event()
 SETTLED = "the others stream from it"
 
 
+HEEDING = (
+    "import os, signal, sys; [signal.signal(one, signal.SIG_DFL) for one in (signal.SIGINT, signal.SIGHUP)]; "
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
+"""Runs a command that heeds signals: tests that were started in the background let their children ignore some."""
+
+
 class Demo:
     """One demo in a process of its own; its temporary files go below `directory`."""
 
@@ -34,7 +41,7 @@ class Demo:
             self._reading = self._start_in_terminal(options, env)
         else:
             self._process = subprocess.Popen(
-                [*COMMAND, *options],
+                [sys.executable, "-c", HEEDING, *COMMAND, *options],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -50,8 +57,8 @@ class Demo:
     def _start_in_terminal(self, options: tuple[str, ...], env: dict[str, str]) -> int:
         ours, theirs = pty.openpty()
         # A session of its own with the terminal as its controlling one, so that closing it sends SIGHUP.
-        program = "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
-        program += "os.execv(sys.argv[1], sys.argv[1:])"
+        program = f"import fcntl, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); {HEEDING}"
+        program = f"import os; {program}"
         self._process = subprocess.Popen(
             [sys.executable, "-c", program, *COMMAND, *options], stdin=theirs, stdout=theirs, stderr=theirs, env=env
         )
