@@ -151,7 +151,7 @@ def probe_every_ms(view: View) -> int | None:
     since_ms = view.now_ms - max(view.server.spawned_at_ms, view.state_since_ms, view.leader_free_since_ms or 0)
     eager = PROBE_URGENT_MS if since_ms < 3_000 else PROBE_SOON_MS if since_ms < 30_000 else PROBE_IDLE_MS
     if _is_somebody_waiting(view):
-        return eager
+        return max(eager, PROBE_SOON_MS) if _has_promotion_failed(view) else eager
     usual = _probe_for_commits_every_ms(view)
     return min(max(eager, PROBE_SOON_MS), usual) if _is_change_expected(view) else usual
 
@@ -176,6 +176,11 @@ def _is_somebody_waiting(view: View) -> bool:
     if probe is None or view.state is State.CANDIDATE:
         return True
     return view.state is State.LEADER and probe.in_recovery
+
+
+def _has_promotion_failed(view: View) -> bool:
+    """The last order to promote failed and the next one is not due: a look would hardly show anything new."""
+    return "promote" in view.attempts and "promote" not in view.underway
 
 
 def _is_change_expected(view: View) -> bool:

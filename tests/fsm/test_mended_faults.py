@@ -11,6 +11,7 @@ from fsm.timing import (
     CRASH_FORGIVEN_AFTER_MS,
     DOUBTFUL_STARTS_MAX,
     PEER_ANSWER_TIMEOUT_MS,
+    PROBE_SOON_MS,
     STANDBY_PAUSE_FIRST_MS,
     STANDBY_PAUSE_MOST_MS,
     STARTING_MEMBER_WAIT_MS,
@@ -30,6 +31,7 @@ from tests.fsm.world import (
     is_following,
     is_settled_leader,
     leader_with_standbys,
+    new_leader,
     replica_of,
 )
 
@@ -443,3 +445,16 @@ def test_synchronous_standby_does_not_wait_for_members_that_start_when_the_key_n
     world.put("config", '{"ttl":30,"synchronous_mode":true}')
     world.put("sync", '{"leader":"n2","quorum":0,"sync_standby":"n1"}')
     world.until_state("leader", within_ms=STARTING_MEMBER_WAIT_MS // 2)
+
+
+def test_server_is_looked_at_calmly_when_its_promotion_fails_and_leases_do_not_last() -> None:
+    """Each new term would look every 15 ms anew, for a promotion that is not even ordered at the time."""
+    world = new_leader()
+    world.put("config", '{"ttl":3}')
+    world.failing |= {"promote": "sql", "renew-lease": "lease_gone"}
+    world.until(lambda w: w.rules.count("L4") == 3)
+    before = len(world.decisions)
+    world.wait(10_000)
+    assert world.rules.count("L4") > 3
+    looks = [event for event, _ in world.decisions[before:] if isinstance(event, ev.ServerProbed)]
+    assert len(looks) < 10_000 / PROBE_SOON_MS * 1.5
