@@ -41,6 +41,11 @@ class Replay:
         self.verdict = Verdict()
         self._view: View | None = None
 
+    @property
+    def view(self) -> View | None:
+        """What the node knew after the last line; None where that is not known."""
+        return self._view
+
     def take(self, kind: Literal["entry", "snapshot"], body: bytes, missing: int = 0) -> Difference | None:
         """Decide one recorded line again; the difference if there is one, after which nothing more can be compared.
 

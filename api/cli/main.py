@@ -25,6 +25,7 @@ COMMANDS = {
     "explain": ("api.cli.explain", "Say why a node moves or stays, or who would win a failover now."),
     "log": ("api.cli.logs", "Show the transition log, one line an entry."),
     "replay": ("api.cli.replays", "Decide a recorded log again and compare."),
+    "postmortem": ("api.cli.postmortem", "Tell what happened to a cluster by the logs of its nodes."),
     "fsm": ("api.cli.machine", "Draw the state machine."),
     "completion": ("api.cli.completion", "Print the completion script of a shell."),
     "version": ("api.cli.versions", "Print the version."),

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from fsm.entries import Entry
+from fsm.events import AgentStarted
 from fsm.facts import Fact
 from fsm.replay import Difference
 from fsm.states import State
@@ -69,6 +70,8 @@ class LogReader:
         self._samples: ClockSamples | None = None
         self._first: tuple[str, int] | None = None
         self._states: list[tuple[str, int, State, int, str | None]] = []
+        self._last: tuple[str, int] | None = None
+        self._silences: list[tuple[tuple[str, int] | None, tuple[str, int]]] = []
 
     def take(self, entry: Entry, before: View | None, after: View | None) -> None:
         """One entry; without views where nothing could be decided again."""
@@ -80,7 +83,10 @@ class LogReader:
         self._samples.take(entry)
         if entry.rule is not None:
             self.moves[entry.rule] = self.moves.get(entry.rule, 0) + 1
-        if not self._states or self._states[-1][2] is not entry.after:
+        if isinstance(entry.event, AgentStarted):
+            self._silences.append((self._last, (entry.boot, entry.event.at_ms)))
+        self._last = (entry.boot, entry.event.at_ms)
+        if not self._states or self._states[-1][2] is not entry.after or isinstance(entry.event, AgentStarted):
             self._states.append((entry.boot, entry.event.at_ms, entry.after, entry.seq, entry.rule))
         if before is not None and after is not None:
             self._collector.take(entry, before, after)
@@ -103,7 +109,6 @@ class LogReader:
     def summary(self, clocks: Mapping[tuple[str, str], Clock]) -> LogSummary:
         """What it was worth."""
         assert self._first is not None
-        assert self.collector.last is not None or self._states
         return LogSummary(
             node=self.node,
             entries=self.entries,
@@ -118,7 +123,13 @@ class LogReader:
     def lanes(self, clocks: Mapping[tuple[str, str], Clock]) -> list[Lane]:
         """Its states one after another."""
         starts = [self._common(clocks, boot, at_ms) for boot, at_ms, *_ in self._states]
-        ends: list[int | None] = [*starts[1:], None]
+        silent_from = {
+            self._common(clocks, *back): self._common(clocks, *last)
+            for last, back in self._silences
+            if last is not None
+        }
+        # Between an agent's last entry and the next one's first nobody knows in which state the node was.
+        ends: list[int | None] = [*(silent_from.get(start, start) for start in starts[1:]), None]
         return [
             Lane(node=self.node, state=state, since_ms=since_ms, until_ms=until_ms, seq=seq, rule=rule)
             for (_, _, state, seq, rule), since_ms, until_ms in zip(self._states, starts, ends, strict=True)
@@ -128,8 +139,8 @@ class LogReader:
         return clocks[self.node, boot].common_ms(at_ms)
 
     def _last_ms(self, clocks: Mapping[tuple[str, str], Clock]) -> int:
-        boot, at_ms = self.collector.last[1:] if self.collector.last else self._states[-1][:2]
-        return self._common(clocks, boot, at_ms)
+        assert self._last is not None
+        return self._common(clocks, *self._last)
 
 
 def chronicle_of(readers: Iterable[LogReader]) -> Chronicle:

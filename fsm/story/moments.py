@@ -74,7 +74,7 @@ class Moment(Fact, frozen=True, kw_only=True):
     state: State
     """The node's state after it."""
     value: str = ""
-    """Of a leader key: who holds it. Of what was asked: what for. Of a server that takes writes: when it was started."""
+    """Of a leader key: who holds it. Of what was asked: what for. Of a server that takes writes: since when it runs."""
     timeline: int = 0
     others: tuple[Contender, ...] = ()
     """When it was told to promote: how the other members stood, as far as this node knew."""
@@ -123,8 +123,8 @@ def _told(entry: Entry, before: View, after: View) -> Iterator[Moment]:
 
 def _of_the_agent(entry: Entry, after: View) -> Iterator[Moment]:
     match entry.event:
-        case AgentStarted(identity=identity, is_successor=is_successor):
-            how = "took over from the one before, in the same process" if is_successor else "began"
+        case AgentStarted(identity=identity, in_place=in_place):
+            how = "took over from the one before, in the same process" if in_place else "began"
             yield _moment(entry, after, "agent started", f"the agent of {identity.name} {how}")
         case StopAsked():
             yield _moment(entry, after, "asked", "the agent was asked to stop", value="stop")

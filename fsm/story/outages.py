@@ -1,11 +1,11 @@
 """Reigns and outages: who took writes from when to when, and where the time in between went. Pure.
 
-A reign is the time in which one server took writes, as far as the logs tell: from the first look that showed it to when
-it was gone, or to the last sign of it where its node fell silent. What lies between one reign and the next is an outage.
+A reign is the time in which one server took writes, as far as the logs tell: from the first look that showed it until
+it was gone, or to the last sign of it where its node fell silent. What lies between two reigns is an outage.
 Its parts, where they could be told:
 
-detect   from the end of the reign until the node that led next (the same one, when its server was started again) knew of
-         it: with a silent node that is the lease
+detect   from the end of the reign until the node that led next (the same one, when its server was started again) knew
+         of it: with a silent node that is the lease
 fence    from the decision to step down until the server was gone
 decide   from when it was known until a server was told to take writes
 promote  from then until a look showed that it took them
@@ -100,13 +100,10 @@ BEFORE_MS, AFTER_MS = 3_000, 2_000
 """How much around an outage is told with it."""
 
 
-def on_the_common_clock(
-    moments: Iterable[Moment], clocks: Mapping[tuple[str, str], Clock]
-) -> list[Instant]:
+def on_the_common_clock(moments: Iterable[Moment], clocks: Mapping[tuple[str, str], Clock]) -> list[Instant]:
     """All nodes' moments in one order: by instant, and by revision and entry where the instants are the same."""
     instants = [
-        Instant(common_ms=clocks[moment.node, moment.boot].common_ms(moment.at_ms), moment=moment)
-        for moment in moments
+        Instant(common_ms=clocks[moment.node, moment.boot].common_ms(moment.at_ms), moment=moment) for moment in moments
     ]
     return sorted(instants, key=lambda i: (i.common_ms, i.moment.revision, i.moment.node, i.moment.seq))
 
@@ -181,7 +178,7 @@ def _closed(reigns: list[Reign]) -> list[Reign]:
 
 
 def overlaps_of(reigns: Sequence[Reign]) -> list[Overlap]:
-    """Each two reigns that were going on at once by what the logs tell; a node that fell silent counts to its last sign."""
+    """Each two reigns that went on at once by what the logs tell; a node that fell silent counts to its last sign."""
     found = []
     for one, other in combinations(reigns, 2):
         until_ms = min(reign.until_ms or reign.seen_until_ms for reign in (one, other))
@@ -241,9 +238,7 @@ def _is_of(instant: Instant, reign: Reign | None) -> bool:
     return reign is not None and instant.moment.node == reign.node
 
 
-def _noticed_ms(
-    during: Sequence[Instant], reign: Reign, following: Reign | None, order: Instant | None
-) -> int | None:
+def _noticed_ms(during: Sequence[Instant], reign: Reign, following: Reign | None, order: Instant | None) -> int | None:
     """When the node that led next knew that nobody did any more."""
     for instant in during:
         moment = instant.moment

@@ -144,9 +144,9 @@ def _why_not(outage: Outage) -> Iterator[Sentence]:
 def near_misses(chronicle: Chronicle) -> list[Sentence]:
     """What cost nobody anything, and might have: outside the outages, in order."""
     found = [i for i in chronicle.instants if i.moment.kind in NEAR_KINDS and not _is_within(i, chronicle.outages)]
-    return [
-        Sentence(text=_subject(i.moment), at_ms=i.common_ms, rests_on=(_reference(i.moment),)) for i in found
-    ] + [_overlap_sentence(overlap) for overlap in chronicle.overlaps]
+    return [Sentence(text=_subject(i.moment), at_ms=i.common_ms, rests_on=(_reference(i.moment),)) for i in found] + [
+        _overlap_sentence(overlap) for overlap in chronicle.overlaps
+    ]
 
 
 def _is_within(instant: Instant, outages: Sequence[Outage]) -> bool:
@@ -159,9 +159,7 @@ def _overlap_sentence(overlap: Overlap) -> Sentence:
         f"TWO PRIMARIES by what the logs tell: {one.node} (timeline {one.timeline}) and {other.node} "
         f"(timeline {other.timeline}) for {span_text(overlap.lasted_ms)}."
     )
-    return Sentence(
-        text=text, at_ms=other.since_ms, rests_on=(_reference(one.began), _reference(other.began))
-    )
+    return Sentence(text=text, at_ms=other.since_ms, rests_on=(_reference(one.began), _reference(other.began)))
 
 
 def doubts_of(chronicle: Chronicle) -> list[Sentence]:

@@ -1,0 +1,88 @@
+"""`matriarch postmortem`: what happened to a cluster, told from the logs of its nodes."""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+import msgspec
+
+from api.cli.options import config_option, json_option, log_directories
+from api.report.page import report_html, tales_of, wanted_entries
+from effects.chronicles import read_chronicle, read_entries_of
+from effects.files import write_atomically
+from fsm.story.chronicle import Chronicle
+from fsm.story.telling import Sentence, doubts_of, near_misses
+
+REPORT_MODE = 0o644
+
+
+@click.command()
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@config_option
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write one HTML file that opens anywhere.")
+@json_option
+def postmortem(paths: tuple[Path, ...], config: Path | None, output: Path | None, as_json: bool) -> int:
+    """Tell what happened by the logs in PATHS: one of each node, as directories, segments, or directories above them.
+
+    Outages and near misses in plain sentences, each with the entries (node#number) it rests on; where the time went;
+    why another node was not promoted; and what the logs cannot tell. Exit status 1 if two servers took writes at once.
+    """
+    from api.cli.main import own_version
+
+    logs = log_directories(paths, config)
+    total_bytes = sum(file.stat().st_size for log in logs for file in ([log] if log.is_file() else log.glob("*.jsonl")))
+    hidden = as_json or not sys.stderr.isatty()
+    with click.progressbar(length=total_bytes, label="reading", hidden=hidden, file=sys.stderr) as bar:
+        chronicle = read_chronicle(logs, bar.update)
+    if output is not None:
+        entries = read_entries_of(logs, wanted_entries(chronicle))
+        write_atomically(output, report_html(chronicle, entries, own_version()), mode=REPORT_MODE)
+    if as_json:
+        click.echo(msgspec.json.encode(_summary(chronicle)).decode())
+    else:
+        _tell(chronicle)
+        if output is not None:
+            click.echo(f"{os.linesep}written: {output}")
+    return 1 if chronicle.overlaps else 0
+
+
+def _summary(chronicle: Chronicle) -> dict[str, object]:
+    return {
+        "logs": chronicle.logs,
+        "clocks": chronicle.clocks,
+        "reigns": chronicle.reigns,
+        "outages": [
+            {"title": tale.title, "outage": tale.outage, "sentences": tale.sentences, "why_not": tale.why_not}
+            for tale in tales_of(chronicle)
+        ],
+        "near_misses": near_misses(chronicle),
+        "doubts": doubts_of(chronicle),
+        "overlaps": chronicle.overlaps,
+    }
+
+
+def _tell(chronicle: Chronicle) -> None:
+    for doubt in doubts_of(chronicle):
+        click.secho(_line(doubt, None), dim=True)
+    if not chronicle.outages:
+        click.echo("By these logs there was no time without a primary after the first.")
+    for tale in tales_of(chronicle):
+        click.secho(f"\n{tale.title}", bold=True)
+        for sentence in tale.sentences:
+            click.echo(f"  {_line(sentence, tale.outage.since_ms)}")
+        if tale.why_not:
+            click.echo("  Why not another node:")
+        for sentence in tale.why_not:
+            click.echo(f"    {_line(sentence, None)}")
+    misses = near_misses(chronicle)
+    if misses:
+        click.secho("\nNear misses", bold=True)
+    for sentence in misses:
+        click.echo(f"  {_line(sentence, None)}")
+
+
+def _line(sentence: Sentence, since_ms: int | None) -> str:
+    when = f"{(sentence.at_ms - since_ms) / 1000:+9.3f} s  " if sentence.at_ms is not None and since_ms else ""
+    rests_on = f"  ({', '.join(map(str, sentence.rests_on))})" if sentence.rests_on else ""
+    return f"{when}{sentence.text}{rests_on}"

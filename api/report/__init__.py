@@ -1,0 +1,1 @@
+"""The postmortem as one HTML file: nothing but text and pictures made of it."""
