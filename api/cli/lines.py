@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from api.text import printable
 from fsm.effects import Promote
 from fsm.entries import Entry
 from fsm.events import Failed, KeysChanged, ServerExited, ServerProbed, ServerSilent, Succeeded, Unknown
@@ -95,7 +96,8 @@ def decided_text(entry: Entry) -> str:
 
 def columns(entry: Entry) -> tuple[str, str, str, str, str]:
     """Sequence, time of day, state, what was seen, what followed."""
-    return str(entry.seq), entry.wall[11:23], str(entry.after), seen_text(entry), decided_text(entry)
+    seen, decided = printable(seen_text(entry)), printable(decided_text(entry))
+    return str(entry.seq), printable(entry.wall[11:23]), str(entry.after), seen, decided
 
 
 def is_worth_showing(entry: Entry) -> bool:

@@ -9,6 +9,7 @@ import msgspec
 
 from api.cli.options import config_option, json_option, log_directories
 from api.report.page import report_html, tales_of, wanted_entries
+from api.text import printable
 from effects.chronicles import read_chronicle, read_entries_of
 from effects.files import write_atomically
 from fsm.story.chronicle import Chronicle
@@ -68,7 +69,7 @@ def _tell(chronicle: Chronicle) -> None:
     if not chronicle.outages:
         click.echo("By these logs there was no time without a primary after the first.")
     for tale in tales_of(chronicle):
-        click.secho(f"\n{tale.title}", bold=True)
+        click.secho(f"\n{printable(tale.title)}", bold=True)
         for sentence in tale.sentences:
             click.echo(f"  {_line(sentence, tale.outage.since_ms)}")
         if tale.why_not:
@@ -85,4 +86,4 @@ def _tell(chronicle: Chronicle) -> None:
 def _line(sentence: Sentence, since_ms: int | None) -> str:
     when = f"{(sentence.at_ms - since_ms) / 1000:+9.3f} s  " if sentence.at_ms is not None and since_ms else ""
     rests_on = f"  ({', '.join(map(str, sentence.rests_on))})" if sentence.rests_on else ""
-    return f"{when}{sentence.text}{rests_on}"
+    return printable(f"{when}{sentence.text}{rests_on}")

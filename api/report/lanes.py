@@ -1,8 +1,8 @@
 """The lanes of the report: each node's states over time, who took writes, and the times in which nobody did."""
 
 from collections.abc import Iterator
-from html import escape
 
+from api.text import as_html
 from fsm.states import State
 from fsm.story.chronicle import Chronicle, Lane
 from fsm.story.telling import span_text
@@ -35,7 +35,7 @@ def lanes_svg(chronicle: Chronicle) -> str:
     for row, node in enumerate(nodes):
         top = TOP + row * (LANE_HEIGHT + GAP)
         end_ms = next(log.last_ms for log in chronicle.logs if log.node == node)
-        parts.append(f'<text x="0" y="{top + 18}">{escape(node[:14])}</text>')
+        parts.append(f'<text x="0" y="{top + 18}">{as_html(node[:14])}</text>')
         parts += [_lane(lane, scale, top, end_ms) for lane in chronicle.lanes if lane.node == node]
         parts += _reigns(chronicle, node, scale, top, end_ms)
     legend = ", ".join(f"{letter} {state}" for state, letter in LETTERS.items())
@@ -66,7 +66,7 @@ def _lane(lane: Lane, scale: _Scale, top: int, end_ms: int) -> str:
     on = " class='on'" if lane.state is not State.REPLICA else ""
     text = f'<text{on} x="{left + 4:.1f}" y="{top + 17}">{label}</text>' if label else ""
     return (
-        f'<g><title>{escape(told + rule)}</title><rect class="{lane.state}" x="{left:.1f}" y="{top}" '
+        f'<g><title>{as_html(told + rule)}</title><rect class="{lane.state}" x="{left:.1f}" y="{top}" '
         f'width="{width:.1f}" height="{LANE_HEIGHT}"/>{text}</g>'
     )
 
@@ -77,7 +77,7 @@ def _reigns(chronicle: Chronicle, node: str, scale: _Scale, top: int, end_ms: in
             left, right = scale.x(reign.since_ms), scale.x(reign.until_ms or end_ms)
             yield (
                 f'<rect class="reign" x="{left:.1f}" y="{top - 3}" width="{max(2.0, right - left):.1f}" '
-                f'height="{LANE_HEIGHT + 6}"><title>{escape(node)} took writes, TL {reign.timeline}</title></rect>'
+                f'height="{LANE_HEIGHT + 6}"><title>{as_html(node)} took writes, TL {reign.timeline}</title></rect>'
             )
 
 

@@ -5,13 +5,13 @@ Everything from a log is escaped; there is no script in it, so what a hostile lo
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from html import escape
 
 import msgspec
 
 from api.cli.lines import columns
 from api.report.lanes import lanes_svg
 from api.report.style import STYLE
+from api.text import as_html
 from fsm.diagram import as_svg
 from fsm.entries import Entry
 from fsm.story.chronicle import Chronicle
@@ -65,13 +65,13 @@ def report_html(chronicle: Chronicle, entries: Entries, version: str) -> str:
         _section("Timelines", "timelines", _reigns(chronicle)),
         _section("Logs and clocks", "clocks", _clocks(chronicle)),
         _section("Entries", "entries", _entries(entries)),
-        f"<footer>matriarch postmortem {escape(version)}</footer>",
+        f"<footer>matriarch postmortem {as_html(version)}</footer>",
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(_title(chronicle))}</title><style>{STYLE}</style></head><body>"
+        f"<title>{as_html(_title(chronicle))}</title><style>{STYLE}</style></head><body>"
         f"{''.join(body)}</body></html>\n"
     )
 
@@ -81,7 +81,7 @@ def _title(chronicle: Chronicle) -> str:
 
 
 def _section(title: str, name: str, content: str) -> str:
-    return f'<section id="{name}"><h2>{escape(title)}</h2>{content}</section>' if content else ""
+    return f'<section id="{name}"><h2>{as_html(title)}</h2>{content}</section>' if content else ""
 
 
 def _head(chronicle: Chronicle, tales: Sequence[Tale]) -> str:
@@ -93,11 +93,11 @@ def _head(chronicle: Chronicle, tales: Sequence[Tale]) -> str:
         if chronicle.overlaps
         else "<p>By these logs no two servers took writes at once.</p>"
     )
-    items = "".join(f'<li><a href="#{_anchor(tale)}">{escape(tale.title)}</a></li>' for tale in tales)
+    items = "".join(f'<li><a href="#{_anchor(tale)}">{as_html(tale.title)}</a></li>' for tale in tales)
     spans = [instant.common_ms for instant in chronicle.instants]
     when = f"<p>{_time(min(spans))} to {_time(max(spans))} UTC.</p>" if spans else "<p>The logs tell of nothing.</p>"
     return (
-        f"<header><h1>{escape(_title(chronicle))}</h1>{when}{verdict}"
+        f"<header><h1>{as_html(_title(chronicle))}</h1>{when}{verdict}"
         f"<p>{len(unplanned)} unplanned and {len(tales) - len(unplanned)} planned times without a primary; "
         f"{span_text(total_ms)} of it unplanned.</p><ol class='tales'>{items}</ol></header>"
     )
@@ -110,7 +110,7 @@ def _anchor(tale: Tale) -> str:
 def _tale(tale: Tale) -> str:
     why_not = f"<h3>Why not another node</h3>{_list(tale.why_not)}" if tale.why_not else ""
     content = f"{_bar(tale.outage)}{_list(tale.sentences, since_ms=tale.outage.since_ms)}{why_not}"
-    return f'<section id="{_anchor(tale)}"><h2>{escape(tale.title)}</h2>{content}</section>'
+    return f'<section id="{_anchor(tale)}"><h2>{as_html(tale.title)}</h2>{content}</section>'
 
 
 def _bar(outage: Outage) -> str:
@@ -137,11 +137,11 @@ def _sentence(sentence: Sentence, since_ms: int | None) -> str:
         shown = f"{(sentence.at_ms - since_ms) / 1000:+.3f} s" if since_ms is not None else _time(sentence.at_ms)
         when = f'<time title="{_time(sentence.at_ms)}">{shown}</time> '
     links = " ".join(_link(reference) for reference in sentence.rests_on)
-    return f"{when}{escape(sentence.text)} {links}"
+    return f"{when}{as_html(sentence.text)} {links}"
 
 
 def _link(reference: Reference) -> str:
-    return f'<a class="entry" href="#{_entry_anchor(reference.node, reference.seq)}">{escape(str(reference))}</a>'
+    return f'<a class="entry" href="#{_entry_anchor(reference.node, reference.seq)}">{as_html(str(reference))}</a>'
 
 
 def _entry_anchor(node: str, seq: int) -> str:
@@ -153,9 +153,9 @@ def _moves(chronicle: Chronicle) -> str:
     rules = sorted({rule for log in chronicle.logs for rule in log.moves})
     if not rules:
         return ""
-    head = "".join(f"<th>{escape(log.node)}</th>" for log in chronicle.logs)
+    head = "".join(f"<th>{as_html(log.node)}</th>" for log in chronicle.logs)
     rows = "".join(
-        f"<tr><th>{escape(rule)}</th>{''.join(_count(log.moves.get(rule, 0)) for log in chronicle.logs)}</tr>"
+        f"<tr><th>{as_html(rule)}</th>{''.join(_count(log.moves.get(rule, 0)) for log in chronicle.logs)}</tr>"
         for rule in rules
     )
     return f"<table><tr><th>rule</th>{head}</tr>{rows}</table>"
@@ -167,8 +167,8 @@ def _count(times: int) -> str:
 
 def _reigns(chronicle: Chronicle) -> str:
     rows = "".join(
-        f"<tr><td>{reign.timeline}</td><td>{escape(reign.node)}</td><td>{_time(reign.since_ms)}</td>"
-        f"<td>{_time(reign.until_ms) if reign.until_ms else 'the end of its log'}</td><td>{escape(reign.end)}</td>"
+        f"<tr><td>{reign.timeline}</td><td>{as_html(reign.node)}</td><td>{_time(reign.since_ms)}</td>"
+        f"<td>{_time(reign.until_ms) if reign.until_ms else 'the end of its log'}</td><td>{as_html(reign.end)}</td>"
         f"<td>{_link(Reference(node=reign.node, seq=reign.began.seq))}</td></tr>"
         for reign in chronicle.reigns
     )
@@ -178,7 +178,7 @@ def _reigns(chronicle: Chronicle) -> str:
 def _clocks(chronicle: Chronicle) -> str:
     logs = {log.node: log for log in chronicle.logs}
     rows = "".join(
-        f"<tr><td>{escape(clock.node)}</td><td>{logs[clock.node].entries:,}</td>"
+        f"<tr><td>{as_html(clock.node)}</td><td>{logs[clock.node].entries:,}</td>"
         f"<td>{_time(logs[clock.node].first_ms)}</td><td>{_time(logs[clock.node].last_ms)}</td>"
         f"<td>{clock.source}{f', {clock.shared} revisions, within {clock.spread_ms} ms' if clock.shared else ''}</td>"
         f"<td>{clock.wall_ahead_ms:+} ms</td></tr>"
@@ -195,10 +195,11 @@ def _entries(entries: Entries) -> str:
 def _entry(node: str, seq: int, entry: Entry) -> str:
     number, at, state, seen, decided = columns(entry)
     whole = msgspec.json.format(msgspec.json.encode(entry), indent=2).decode()
+    lines = "\n".join(as_html(line) for line in whole.splitlines())
     return (
-        f'<details id="{_entry_anchor(node, seq)}"><summary><b>{escape(node)}#{number}</b> {escape(at)} '
-        f"<i>{escape(state)}</i> {escape(seen)}{' ⇒ ' + escape(decided) if decided else ''}</summary>"
-        f"<pre>{escape(whole)}</pre></details>"
+        f'<details id="{_entry_anchor(node, seq)}"><summary><b>{as_html(node)}#{number}</b> {as_html(at)} '
+        f"<i>{as_html(state)}</i> {as_html(seen)}{' ⇒ ' + as_html(decided) if decided else ''}</summary>"
+        f"<pre>{lines}</pre></details>"
     )
 
 
