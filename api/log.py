@@ -13,6 +13,8 @@ from starlette.routing import Route
 from api.answers import Rejected
 from effects.errors import LogCorrupt, LogUnavailable
 from effects.log import TransitionLog
+from fsm.events import AnyEvent
+from fsm.states import State
 
 PAGE_DEFAULT, PAGE_MAX = 100, 1_000
 SCAN_PAGE = 200
@@ -22,6 +24,9 @@ SCAN_MAX = 5_000
 QUIET_S = 15.0
 """A stream without entries sends a comment this often: proxies keep it open, and a client that left is noticed."""
 
+STATES = frozenset(str(state) for state in State)
+EVENTS = frozenset(event.__name__ for event in AnyEvent.__args__)
+
 CURSOR, LAST = "Matriarch-Log-Cursor", "Matriarch-Log-Last"
 
 
@@ -29,21 +34,36 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     """Which entries a client wants; None means all."""
 
     rule: str | None = None
+    state: str | None = None
+    event: str | None = None
     since: datetime | None = None
+    until: datetime | None = None
 
     @property
     def takes_all(self) -> bool:
         """True when no entry is left out."""
-        return self.rule is None and self.since is None
+        return self == _EVERYTHING
 
     def takes(self, body: bytes) -> bool:
         """True when the client wants this entry."""
         if self.takes_all:
             return True
         labels = _decode_labels(body)
-        if self.rule is not None and labels.rule != self.rule:
+        if self.rule not in (None, labels.rule) or self.state not in (None, labels.after):
             return False
-        return self.since is None or (labels.wall is not None and labels.wall >= self.since)
+        return self.event in (None, labels.event.event) and self._is_in_time(labels.wall)
+
+    def _is_in_time(self, wall: datetime | None) -> bool:
+        if wall is None:
+            return self.since is None and self.until is None
+        return (self.since is None or wall >= self.since) and (self.until is None or wall < self.until)
+
+
+_EVERYTHING = Filter()
+
+
+class _EventLabel(msgspec.Struct, frozen=True):
+    event: str | None = None
 
 
 class _Labels(msgspec.Struct):
@@ -51,7 +71,9 @@ class _Labels(msgspec.Struct):
 
     seq: int = 0
     rule: str | None = None
+    after: str | None = None
     wall: datetime | None = None
+    event: _EventLabel = _EventLabel()
 
 
 _decode_labels = msgspec.json.Decoder(_Labels).decode
@@ -71,16 +93,24 @@ class LogAnswers:
     async def page(self, request: Request) -> Response:
         """Entries as a JSON array, oldest first; the newest ones when nothing particular is asked for.
 
-        `after`: only entries with a higher seq; `limit`: how many; `rule`: only moves by this rule; `since`: only
-        entries made at or after this time. The header Matriarch-Log-Cursor is the `after` of the next page, and
-        Matriarch-Log-Last the seq of the newest entry: a page may be empty before that when a filter is set.
+        `after`: only entries with a higher seq; `before`: only entries with a lower one, and of these the newest;
+        `limit`: how many; `rule`: only moves by this rule; `state`: only entries that left the node in it;
+        `event`: only entries of this event; `since`, `until`: only entries made at or after this time, and before that one.
+
+        The header Matriarch-Log-Cursor is the `after` of the next page (the `before`, where that was asked for), and
+        Matriarch-Log-Last the seq of the newest entry: a page may be empty before that when a filter is set. Entries
+        never change, so a cursor stays good for as long as its entries are kept.
         """
         limit = min(max(_whole(request, "limit", PAGE_DEFAULT), 1), PAGE_MAX)
         wanted = _filter(request)
         last_seq = self._log.status.last_seq
-        after = _whole(request, "after", max(0, last_seq - limit) if wanted.takes_all else 0)
+        before = _whole(request, "before", 0)
+        after = _whole(request, "after", max(0, last_seq - limit) if wanted.takes_all and not before else 0)
         try:
-            bodies, cursor = await self._matching(after, limit, wanted)
+            if before:
+                bodies, cursor = await self._newest_before(before, after, limit, wanted)
+            else:
+                bodies, cursor = await self._matching(after, limit, wanted)
         except (LogCorrupt, LogUnavailable) as error:
             raise Rejected(500, str(error)) from error
         headers = {CURSOR: str(cursor), LAST: str(last_seq)}
@@ -102,11 +132,31 @@ class LogAnswers:
             await anyio.lowlevel.checkpoint()
         return found, after
 
+    async def _newest_before(self, before: int, after: int, limit: int, wanted: Filter) -> tuple[list[bytes], int]:
+        """The newest wanted entries between two seqs, oldest first, and down to which seq was looked."""
+        found: list[bytes] = []
+        for _ in range(SCAN_MAX // SCAN_PAGE):
+            first = max(after, before - 1 - SCAN_PAGE)
+            bodies = [
+                body for body in await self._log.read(first, before - 1 - first) if _decode_labels(body).seq < before
+            ]
+            for body in reversed(bodies):
+                before = _decode_labels(body).seq
+                if wanted.takes(body):
+                    found.insert(0, body)
+                    if len(found) == limit:
+                        return found, before
+            before = first + 1
+            if first <= after:
+                break
+            await anyio.lowlevel.checkpoint()
+        return found, before
+
     async def stream(self, request: Request) -> Response:
         """Entries as server-sent events, each with its seq for an id.
 
-        Resumes behind the header Last-Event-ID, or behind `after`; begins with the next entry otherwise. `rule` and
-        `since` choose as they do for a page. Source: HTML standard, "Server-sent events".
+        Resumes behind the header Last-Event-ID, or behind `after`; begins with the next entry otherwise. The filters
+        choose as they do for a page. Source: HTML standard, "Server-sent events".
         """
         resumed = request.headers.get("last-event-id", "")
         after = int(resumed) if resumed.isdecimal() else _whole(request, "after", self._log.status.last_seq)
@@ -144,17 +194,32 @@ def _whole(request: Request, name: str, default: int) -> int:
 
 
 def _filter(request: Request) -> Filter:
-    return Filter(rule=request.query_params.get("rule") or None, since=_since(request.query_params.get("since")))
+    asked = request.query_params
+    return Filter(
+        rule=asked.get("rule") or None,
+        state=_one_of(request, "state", STATES),
+        event=_one_of(request, "event", EVENTS),
+        since=_instant(request, "since"),
+        until=_instant(request, "until"),
+    )
 
 
-def _since(text: str | None) -> datetime | None:
+def _one_of(request: Request, name: str, known: frozenset[str]) -> str | None:
+    text = request.query_params.get(name) or None
+    if text is not None and text not in known:
+        raise Rejected(400, f'{name} is one of {", ".join(sorted(known))}, not "{text[:40]}"')
+    return text
+
+
+def _instant(request: Request, name: str) -> datetime | None:
     """A time with its zone. A "+" that was not escaped arrives as a space."""
+    text = request.query_params.get(name)
     if not text:
         return None
     try:
         found = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)
     except ValueError as error:
-        raise Rejected(400, f'since is a time such as 2026-01-31T12:00:00Z, not "{text}"') from error
+        raise Rejected(400, f'{name} is a time such as 2026-01-31T12:00:00Z, not "{text}"') from error
     if found.tzinfo is None:
-        raise Rejected(400, f'since has no time zone: "{text}"; add Z for UTC')
+        raise Rejected(400, f'{name} has no time zone: "{text}"; add Z for UTC')
     return found

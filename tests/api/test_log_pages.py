@@ -31,6 +31,7 @@ def body(seq: int) -> bytes:
         "node": "n1",
         "wall": f"2026-01-31T12:{seq // 60:02}:{seq % 60:02}+00:00",
     }
+    entry |= {"after": "leader" if seq % 7 == 0 else "replica", "event": {"event": "Ticked" if seq % 2 else "EtcdLost"}}
     return msgspec.json.encode(entry | ({"rule": "L1"} if seq % 10 == 0 else {}))
 
 
@@ -52,6 +53,15 @@ def append(around: Surroundings, first: int, last: int) -> None:
         ("?rule=L1&after=95", (100, 110, 120)),
         ("?since=2026-01-31T12:01:58Z", (118, 119, 120)),
         ("?since=2026-01-31T13:01:58+01:00&rule=L1", (120,)),
+        ("?since=2026-01-31T12:00:03Z&until=2026-01-31T12:00:05Z", (3, 4)),
+        ("?state=leader&limit=3", (7, 14, 21)),
+        ("?event=EtcdLost&after=100&limit=2", (102, 104)),
+        ("?event=EtcdLost&state=leader&rule=L1", (70,)),
+        ("?before=50&limit=3", (47, 48, 49)),
+        ("?before=3", (1, 2)),
+        ("?before=50&rule=L1&limit=2", (30, 40)),
+        ("?before=50&after=45", (46, 47, 48, 49)),
+        ("?before=1", ()),
     ],
 )
 async def test_page_has_entries_as_they_were_written_when_asked_in_any_way(
@@ -81,8 +91,34 @@ async def test_pages_lead_to_the_end_when_the_cursor_is_followed(
     assert (found, pages) == ([10, 20, 30, 40], 12)
 
 
+async def test_pages_lead_to_the_begin_when_the_cursor_is_followed_backwards(
+    around: Surroundings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest first, page by page, each page in order; nothing twice and nothing left out."""
+    monkeypatch.setattr(api_log, "SCAN_PAGE", 2)
+    monkeypatch.setattr(api_log, "SCAN_MAX", 4)
+    append(around, 1, 45)
+    app, found, before = around.app(), list[int](), 46
+    while before > 1:
+        answer = await ask(app, f"/log?rule=L1&before={before}")
+        found = [entry["seq"] for entry in answer.json] + found
+        before = int(answer.headers["matriarch-log-cursor"])
+    assert found == [10, 20, 30, 40]
+
+
 @pytest.mark.parametrize(
-    "query", ["?after=x", "?limit=-1", "?since=yesterday", "?since=2026-01-31T12:00:00", "?after=²"]
+    "query",
+    [
+        "?after=x",
+        "?limit=-1",
+        "?since=yesterday",
+        "?since=2026-01-31T12:00:00",
+        "?after=²",
+        "?until=x",
+        "?state=king",
+        "?event=Rain",
+        "?before=x",
+    ],
 )
 async def test_page_is_refused_when_a_parameter_cannot_be_read(around: Surroundings, query: str) -> None:
     """400 with one line that says what it should be."""
