@@ -94,8 +94,8 @@ class LogAnswers:
         """Entries as a JSON array, oldest first; the newest ones when nothing particular is asked for.
 
         `after`: only entries with a higher seq; `before`: only entries with a lower one, and of these the newest;
-        `limit`: how many; `rule`: only moves by this rule; `state`: only entries that left the node in it;
-        `event`: only entries of this event; `since`, `until`: only entries made at or after this time, and before that one.
+        `limit`: how many; `rule`: only moves by this rule; `state`: only entries that left the node in this state;
+        `event`: only entries of this event; `since`, `until`: only entries made at or after the one, before the other.
 
         The header Matriarch-Log-Cursor is the `after` of the next page (the `before`, where that was asked for), and
         Matriarch-Log-Last the seq of the newest entry: a page may be empty before that when a filter is set. Entries
