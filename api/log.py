@@ -13,6 +13,7 @@ from starlette.routing import Route
 from api.answers import Rejected
 from effects.errors import LogCorrupt, LogUnavailable
 from effects.log import TransitionLog
+from effects.log_archive import archived
 from fsm.events import AnyEvent
 from fsm.states import State
 
@@ -88,7 +89,7 @@ class LogAnswers:
     @property
     def routes(self) -> list[Route]:
         """Where each answer is found."""
-        return [Route("/log", self.page), Route("/log/stream", self.stream)]
+        return [Route("/log", self.page), Route("/log/stream", self.stream), Route("/log/archive", self.archive)]
 
     async def page(self, request: Request) -> Response:
         """Entries as a JSON array, oldest first; the newest ones when nothing particular is asked for.
@@ -163,6 +164,12 @@ class LogAnswers:
         frames = self._frames(after, _filter(request))
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(frames, headers=headers, media_type="text/event-stream")
+
+    async def archive(self, _: Request) -> Response:
+        """All segments that are kept, as a tar: what `matriarch replay` and `matriarch postmortem` take."""
+        headers = {"Content-Disposition": 'attachment; filename="matriarch-log.tar"', "Cache-Control": "no-store"}
+        pieces = archived(self._log.directory)
+        return StreamingResponse(pieces, headers=headers, media_type="application/x-tar")
 
     async def _frames(self, after: int, wanted: Filter) -> AsyncIterator[bytes]:
         yield b": entries after %d\n\n" % after

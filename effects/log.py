@@ -240,6 +240,11 @@ class TransitionLog:
                 await self._entry_came.heard()
 
     @property
+    def directory(self) -> Path:
+        """Where its segments lie."""
+        return self._disk.directory
+
+    @property
     def status(self) -> LogStatus:
         """How the log is doing now."""
         disk = self._disk

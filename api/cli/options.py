@@ -1,11 +1,14 @@
 """Options that several commands share, and where they lead."""
 
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import click
 
 from effects.errors import ConfigError
+from effects.log_archive import fetched, is_tar, is_url
 from effects.log_reader import SEGMENT_PATTERN, segments_of
 
 config_option = click.option(
@@ -17,6 +20,24 @@ config_option = click.option(
     help="The node's patroni.yml (PATRONI_* variables count as well).",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable JSON instead of text.")
+
+
+@contextmanager
+def opened_logs(sources: Sequence[str], config: Path | None) -> Iterator[list[Path]]:
+    """The logs that are named: directories, segments, tars and nodes' URLs; this node's own where nothing is named.
+
+    What was fetched or unpacked for it is gone after the block.
+
+    Raises: ConfigError when nothing names a log, LogUnavailable for a tar or a node that has none.
+    """
+    with ExitStack() as leaving:
+        logs: list[Path] = []
+        for source in sources:
+            if is_url(source) or is_tar(Path(source)):
+                logs += leaving.enter_context(fetched(source))
+            else:
+                logs += log_directories((Path(source),), None)
+        yield logs if sources else log_directories((), config)
 
 
 def log_directories(paths: tuple[Path, ...], config: Path | None) -> list[Path]:

@@ -1,13 +1,12 @@
 """`matriarch postmortem`: what happened to a cluster, told from the logs of its nodes."""
 
-import os
 import sys
 from pathlib import Path
 
 import click
 import msgspec
 
-from api.cli.options import config_option, json_option, log_directories
+from api.cli.options import config_option, json_option, opened_logs
 from api.report.page import report_html, tales_of, wanted_entries
 from api.text import printable
 from effects.chronicles import read_chronicle, read_entries_of
@@ -19,33 +18,41 @@ REPORT_MODE = 0o644
 
 
 @click.command()
-@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("sources", nargs=-1)
 @config_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write one HTML file that opens anywhere.")
 @json_option
-def postmortem(paths: tuple[Path, ...], config: Path | None, output: Path | None, as_json: bool) -> int:
-    """Tell what happened by the logs in PATHS: one of each node, as directories, segments, or directories above them.
+def postmortem(sources: tuple[str, ...], config: Path | None, output: Path | None, as_json: bool) -> int:
+    """Tell what happened by the logs in SOURCES, one of each node.
+
+    A source is a directory of segments or one above them, a segment, a tar of them, or a node's URL
+    (http://10.0.0.1:8008); without any it is this node's own log.
 
     Outages and near misses in plain sentences, each with the entries (node#number) it rests on; where the time went;
     why another node was not promoted; and what the logs cannot tell. Exit status 1 if two servers took writes at once.
     """
-    from api.cli.main import own_version
-
-    logs = log_directories(paths, config)
-    total_bytes = sum(file.stat().st_size for log in logs for file in ([log] if log.is_file() else log.glob("*.jsonl")))
-    hidden = as_json or not sys.stderr.isatty()
-    with click.progressbar(length=total_bytes, label="reading", hidden=hidden, file=sys.stderr) as bar:
-        chronicle = read_chronicle(logs, bar.update)
-    if output is not None:
-        entries = read_entries_of(logs, wanted_entries(chronicle))
-        write_atomically(output, report_html(chronicle, entries, own_version()), mode=REPORT_MODE)
+    with opened_logs(sources, config) as logs:
+        chronicle = _read(logs, output, is_quiet=as_json)
     if as_json:
         click.echo(msgspec.json.encode(_summary(chronicle)).decode())
     else:
         _tell(chronicle)
         if output is not None:
-            click.echo(f"{os.linesep}written: {output}")
+            click.echo(f"\nwritten: {output}")
     return 1 if chronicle.overlaps else 0
+
+
+def _read(logs: list[Path], output: Path | None, *, is_quiet: bool) -> Chronicle:
+    from api.cli.main import own_version
+
+    total_bytes = sum(file.stat().st_size for log in logs for file in ([log] if log.is_file() else log.glob("*.jsonl")))
+    hidden = is_quiet or not sys.stderr.isatty()
+    with click.progressbar(length=total_bytes, label="reading", hidden=hidden, file=sys.stderr) as bar:
+        chronicle = read_chronicle(logs, bar.update)
+    if output is not None:
+        entries = read_entries_of(logs, wanted_entries(chronicle))
+        write_atomically(output, report_html(chronicle, entries, own_version()), mode=REPORT_MODE)
+    return chronicle
 
 
 def _summary(chronicle: Chronicle) -> dict[str, object]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from api.cli.options import config_option, json_option, log_directories
+from api.cli.options import config_option, json_option, opened_logs
 from effects.clock import now_ms
 from effects.log_reader import read_log
 from fsm.replay import Replay, Verdict
@@ -14,16 +14,17 @@ PROGRESS_EVERY = 2_000
 
 
 @click.command()
-@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("sources", nargs=-1)
 @config_option
 @json_option
-def replay(paths: tuple[Path, ...], config: Path | None, as_json: bool) -> int:
-    """Replay the logs in PATHS (segments, or directories of them), or this node's own.
+def replay(sources: tuple[str, ...], config: Path | None, as_json: bool) -> int:
+    """Replay the logs in SOURCES: segments, directories of them, tars or nodes' URLs; this node's own without any.
 
     Every entry's input is decided again; rule, states, effects and cancellations must come out as recorded. Exit
     status 1 at the first difference.
     """
-    verdicts = {str(path): _replay_one(path, quiet=as_json) for path in log_directories(paths, config)}
+    with opened_logs(sources, config) as logs:
+        verdicts = {str(path): _replay_one(path, quiet=as_json) for path in logs}
     if as_json:
         click.echo(msgspec.json.encode(verdicts).decode())
     else:
