@@ -12,7 +12,7 @@ from fsm.events import AnyEvent
 from fsm.facts import Fact
 from fsm.observe import observe, with_issued
 from fsm.states import State
-from fsm.table import DUTIES, TABLE, Duty, Rule
+from fsm.table import DUTIES, TABLE, Duty, Guard, Rule
 from fsm.timers import DUTY_BY_ID, may_issue_at_ms, probe_every_ms, wake_at_ms
 from fsm.view import Underway, View, Waiting
 
@@ -84,9 +84,34 @@ def _note(rule: Rule, moment: Any) -> None:
 
 MACHINE = _compile(TABLE)
 
+_GUARDS_OUT_OF = {state: tuple(rule.guards for rule in TABLE if rule.source is state) for state in State}
+_DUTIES_IN = {state: tuple(duty for duty in DUTIES if state in duty.states) for state in State}
 
-def advance(view: View) -> Rule | None:
-    """The first row of TABLE that moves the machine now, or None."""
+_Known = dict[Guard, bool]
+"""What guards said of one view. They are pure, so what one said once of a view it would say again."""
+
+
+def _all_hold(guards: tuple[Guard, ...], view: View, known: _Known) -> bool:
+    for guard in guards:
+        holds = known.get(guard)
+        if holds is None:
+            holds = known[guard] = guard(view)
+        if not holds:
+            return False
+    return True
+
+
+def advance(view: View, known: _Known | None = None) -> Rule | None:
+    """The first row of TABLE that moves the machine now, or None.
+
+    Nearly always no row holds; only when one does is the machine asked to move.
+    """
+    known = {} if known is None else known
+    for guards in _GUARDS_OUT_OF[view.state]:
+        if _all_hold(guards, view, known):
+            break
+    else:
+        return None
     cursor = _Cursor(view.state)
     MACHINE.events["advance"].trigger(cursor, view)
     return cursor.rule
@@ -99,13 +124,18 @@ def is_due(view: View, duty: Duty) -> bool:
     return all(guard(view) for guard in duty.guards)
 
 
-def attend(view: View, issued: list[Issued]) -> View:
+def attend(view: View, issued: list[Issued], known: _Known | None = None) -> View:
     """Issue what should be under way and is not, behind what was issued already; the view that knows of it."""
-    for duty in DUTIES:
-        if is_due(view, duty):
-            effect = duty.order(view)
-            if effect.resource not in EXCLUSIVE_RESOURCES or not _is_taken(view, effect.resource):
-                view = _issue(view, duty.id, effect, issued)
+    known = {} if known is None else known
+    for duty in _DUTIES_IN[view.state]:
+        if duty.id in view.underway or not _all_hold(duty.guards, view, known):
+            continue
+        if view.now_ms < may_issue_at_ms(view, duty):
+            continue
+        effect = duty.order(view)
+        if effect.resource not in EXCLUSIVE_RESOURCES or not _is_taken(view, effect.resource):
+            view = _issue(view, duty.id, effect, issued)
+            known = {}
     return view
 
 
@@ -142,7 +172,8 @@ def step(view: View, event: AnyEvent) -> Decision:
     view = observe(view, event)
     if view.identity is None:
         return _decision(None, before, view, [], ())
-    rule = advance(view)
+    known: _Known = {}
+    rule = advance(view, known)
     issued: list[Issued] = []
     cancelled: tuple[int, ...] = ()
     if rule is not None:
@@ -150,7 +181,8 @@ def step(view: View, event: AnyEvent) -> Decision:
         cancelled = no_longer_wanted(view)
         if rule.fence is not None and view.server.process == "running":
             view = _issue(view, "fence-stray", rule.fence(view), issued)
-    view = attend(view, issued)
+        known = {}
+    view = attend(view, issued, known)
     return _decision(rule, before, view, issued, cancelled)
 
 
