@@ -1,6 +1,6 @@
 """When to look again: every instant at which a guard may change its mind without an event, and how often to probe."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from fsm.election import starts_awaited_until_ms
 from fsm.guards.keys import failsafe_due_at_ms
@@ -39,13 +39,13 @@ from fsm.timing import (
 from fsm.view import View
 
 DUTY_BY_ID: dict[str, Duty] = {duty.id: duty for duty in DUTIES}
-_SETTLING = tuple(duty for duty in DUTIES if duty.settle_ms)
+_SETTLING = {duty.id: duty for duty in DUTIES if duty.settle_ms}
 
 
 def may_issue_at_ms(view: View, duty: Duty) -> int:
     """The instant from which a duty may be issued (again); 0 if it was never tried."""
     settled_at_ms = view.achieved[duty.id] + duty.settle_ms if duty.settle_ms and duty.id in view.achieved else 0
-    attempts = view.attempts.get(duty.id)
+    attempts = view.attempts.get(duty.id) if view.attempts else None
     if attempts is None:
         return settled_at_ms
     pause_ms = backoff_ms(attempts.failures, first_ms=duty.first_ms, most_ms=duty.most_ms)
@@ -126,22 +126,28 @@ def _request_instants(view: View) -> Iterator[int]:
 def _effect_instants(view: View) -> Iterator[int]:
     yield from (underway.deadline_ms + UNANSWERED_GRACE_MS + 1 for underway in view.underway.values())
     yield from (may_issue_at_ms(view, DUTY_BY_ID[duty]) for duty in view.attempts)
-    yield from (may_issue_at_ms(view, duty) for duty in _SETTLING)
+    yield from (may_issue_at_ms(view, _SETTLING[duty]) for duty in view.achieved if duty in _SETTLING)
+
+
+_SOURCES: tuple[Callable[[View], Iterator[int]], ...] = (
+    _lease_instants,
+    _election_instants,
+    _server_instants,
+    _stall_instants,
+    _sync_instants,
+    _request_instants,
+    _effect_instants,
+)
 
 
 def wake_at_ms(view: View) -> int | None:
     """The next instant at which deciding again could give another answer; None if only an event could."""
-    sources = (
-        _lease_instants,
-        _election_instants,
-        _server_instants,
-        _stall_instants,
-        _sync_instants,
-        _request_instants,
-        _effect_instants,
-    )
-    ahead = [instant for source in sources for instant in source(view) if instant > view.now_ms]
-    return min(ahead, default=None)
+    now_ms, next_ms = view.now_ms, None
+    for source in _SOURCES:
+        for instant_ms in source(view):
+            if instant_ms > now_ms and (next_ms is None or instant_ms < next_ms):
+                next_ms = instant_ms
+    return next_ms
 
 
 def probe_every_ms(view: View) -> int | None:

@@ -4,6 +4,7 @@ Source: Patroni 4.1 `docs/` and observed keys; JSON is compact and the order of 
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,6 +16,9 @@ from fsm.facts import Fact, Upstream
 PATRONI_VERSION = "4.1.5"
 """What the member key says in `version`: peers below 4.0.0 would be spoken to in older ways."""
 
+
+TEXTS_KEPT = 256
+"""Of how many texts it is remembered what they say: the same few are read in step after step."""
 
 TIMELINE_DIGITS_MAX = 10
 """A timeline is a number of 32 bits."""
@@ -44,11 +48,16 @@ class Member(Fact, frozen=True, kw_only=True):
     @property
     def upstream(self) -> Upstream | None:
         """Where its server is reached; None if its conn_url cannot be read."""
-        try:
-            parts = urlsplit(self.conn_url)
-            return Upstream(name=self.name, host=parts.hostname, port=parts.port or 5432) if parts.hostname else None
-        except ValueError:
-            return None
+        return _upstream(self.name, self.conn_url)
+
+
+@lru_cache(TEXTS_KEPT)
+def _upstream(name: str, conn_url: str) -> Upstream | None:
+    try:
+        parts = urlsplit(conn_url)
+        return Upstream(name=name, host=parts.hostname, port=parts.port or 5432) if parts.hostname else None
+    except ValueError:
+        return None
 
 
 class FailoverRequest(Fact, frozen=True, kw_only=True):
@@ -90,6 +99,7 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
+@lru_cache(TEXTS_KEPT)
 def parse_member(name: str, text: str) -> Member:
     """The member behind a `members/<name>` key; fields that cannot be read are left at their defaults."""
     found = json_object(text)
@@ -128,6 +138,7 @@ def parse_failover(text: str | None, mod_revision: int) -> FailoverRequest | Non
     )
 
 
+@lru_cache(TEXTS_KEPT)
 def parse_sync(text: str | None) -> SyncKey:
     """The content of the `sync` key; empty when it is absent."""
     found = json_object(text)
