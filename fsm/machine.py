@@ -128,15 +128,25 @@ def attend(view: View, issued: list[Issued], known: _Known | None = None) -> Vie
     """Issue what should be under way and is not, behind what was issued already; the view that knows of it."""
     known = {} if known is None else known
     for duty in _DUTIES_IN[view.state]:
-        if duty.id in view.underway or not _all_hold(duty.guards, view, known):
-            continue
-        if view.now_ms < may_issue_at_ms(view, duty):
-            continue
-        effect = duty.order(view)
-        if effect.resource not in EXCLUSIVE_RESOURCES or not _is_taken(view, effect.resource):
-            view = _issue(view, duty.id, effect, issued)
-            known = {}
+        for guard in duty.guards:
+            holds = known.get(guard)
+            if holds is None:
+                holds = known[guard] = guard(view)
+            if not holds:
+                break
+        else:
+            if duty.id not in view.underway and view.now_ms >= may_issue_at_ms(view, duty):
+                attended = _perform(view, duty, issued)
+                known = known if attended is view else {}
+                view = attended
     return view
+
+
+def _perform(view: View, duty: Duty, issued: list[Issued]) -> View:
+    effect = duty.order(view)
+    if effect.resource in EXCLUSIVE_RESOURCES and _is_taken(view, effect.resource):
+        return view
+    return _issue(view, duty.id, effect, issued)
 
 
 def _is_taken(view: View, resource: str) -> bool:
