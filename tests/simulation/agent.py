@@ -162,8 +162,10 @@ class Agent:
         self._is_taking = False
         self._lanes: dict[str, Lane] = {}
         self._alarm = 0
+        self._alarm_ms: int | None = None
         self._probe_every_ms: int | None = None
         self._board = Signal()
+        self._pace = Signal()
         self._is_fence_connected = False
         self.client = Client(self.etcd, self.network, self.kernel, self.name)
         identity = ev.Identity(
@@ -208,7 +210,8 @@ class Agent:
 
     def _take(self) -> None:
         event = self._inbox.popleft()
-        decision = step(self.view, event)
+        before = self.view
+        decision = step(before, event)
         self.view = decision.view
         self._is_taking = bool(self._inbox)
         if self._inbox:
@@ -221,14 +224,26 @@ class Agent:
             if issued.effect.resource not in self._lanes:
                 self._lanes[issued.effect.resource] = Lane(self)
             self._lanes[issued.effect.resource].hand(issued)
-        self._alarm += 1
-        if decision.wake_at_ms is not None:
-            self.kernel.after(self.process, self.clock.wait_us(decision.wake_at_ms) + 20, self._tick, self._alarm)
-        self._probe_every_ms = decision.probe_every_ms
+        self._set_alarm(decision.wake_at_ms)
+        pace = (decision.probe_every_ms, decision.view.server.pid)
+        if pace != (self._probe_every_ms, before.server.pid):
+            self._probe_every_ms = decision.probe_every_ms
+            self._pace.fire()
         self._board.fire()
 
+    def _set_alarm(self, at_ms: int | None) -> None:
+        """Tick at an instant of the node's clock. One that is set for it already stays."""
+        if at_ms == self._alarm_ms:
+            return
+        self._alarm, self._alarm_ms = self._alarm + 1, at_ms
+        if at_ms is not None:
+            self.kernel.after(self.process, self.clock.wait_us(at_ms) + 20, self._tick, self._alarm)
+
     def _tick(self, alarm: int) -> None:
-        if alarm == self._alarm and not self._is_taking:
+        if alarm != self._alarm:
+            return
+        self._alarm_ms = None
+        if not self._is_taking:
             self.report(ev.Ticked(at_ms=self.now_ms()))
 
     # ---- where events come from --------------------------------------------------------------------------------------
@@ -288,7 +303,7 @@ class Agent:
             server, every_ms = self.host.server, self._probe_every_ms
             pid = self.view.server.pid
             if every_ms is None or pid is None:
-                yield self._board
+                yield self._pace
                 continue
             began_us = self.kernel.now_us
             yield from self._look(server, pid)
@@ -296,7 +311,7 @@ class Agent:
                 left_us = began_us + self._probe_every_ms * MS - self.kernel.now_us
                 if left_us <= 0:
                     break
-                yield (self._board, left_us)
+                yield (self._pace, left_us)
 
     def _look(self, server: Server | None, pid: int) -> Work:
         """Ask the server, and tell what it said."""
