@@ -1,5 +1,6 @@
 """What this node writes into etcd for others to read, in Patroni's formats and order of keys."""
 
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -7,7 +8,7 @@ import msgspec
 from fsm.facts import Upstream
 from fsm.states import State
 from fsm.view import LeaderHistory, View
-from fsm.wire import PATRONI_VERSION, Member, compact
+from fsm.wire import PATRONI_VERSION, TEXTS_KEPT, Member, compact
 
 TAGS_HIDDEN_WHEN_FALSE = {
     "nofailover": "failover_priority",
@@ -144,12 +145,13 @@ def is_member_outdated(view: View) -> bool:
         return True
     wanted = member_fields(view)
     published = _object(key.value)
-    if _without_positions(wanted) != _without_positions(published):
+    if wanted != published and _without_positions(wanted) != _without_positions(published):
         return True
     is_due = view.now_ms - view.published_at_ms >= view.dynamic.loop_wait_s * 1000
     return is_due and wanted != published
 
 
+@lru_cache(TEXTS_KEPT)
 def _object(text: str) -> dict[str, Any]:
     found = msgspec.json.decode(text)
     return found if isinstance(found, dict) else {}

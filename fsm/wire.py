@@ -203,7 +203,10 @@ def sync_priority(tags: Mapping[str, Any]) -> int:
 
 
 def _priority(tags: Mapping[str, Any], name: str) -> int:
+    found = tags.get(name, 1)
+    if type(found) is int:
+        return found
     try:
-        return int(str(tags.get(name, 1)))
+        return int(str(found))
     except ValueError:
         return 1

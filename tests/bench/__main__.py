@@ -157,6 +157,7 @@ def main(rounds: int, only_core: bool) -> None:
     figures = Figures()
     figures.add("step", core.step_us(), "us", "60 us")
     figures.add("replay", core.replay_per_s(), "/s", "20,000 /s")
+    figures.add("simulator, three nodes on one core", core.simulated_s_per_s(), "x", "1,000 x")
     if not only_core:
         anyio.run(measure_cluster, figures, rounds)
         anyio.run(measure_synchronous, figures, rounds)

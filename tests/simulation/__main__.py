@@ -39,13 +39,14 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=100, help="how many")
     parser.add_argument("--seed", type=int, default=None, help="this one only, told in full")
     parser.add_argument("--first", type=int, default=None, help="the first of them; drawn anew if it is not given")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="on how many cores")
     wanted = parser.parse_args()
     if wanted.seed is not None:
         return tell(wanted.seed)
     first = secrets.randbelow(1 << 31) if wanted.first is None else wanted.first
-    print(f"seeds {first} to {first + wanted.seeds - 1} on {os.cpu_count()} cores")
+    print(f"seeds {first} to {first + wanted.seeds - 1} on {wanted.jobs} cores")
     began_s = time.monotonic()
-    results = list(_shown(range(first, first + wanted.seeds), began_s))
+    results = list(_shown(range(first, first + wanted.seeds), wanted.jobs, began_s))
     _summarize(results, time.monotonic() - began_s)
     broken = [result for result in results if result.broken is not None]
     for result in broken:
@@ -67,8 +68,8 @@ def one(seed: int) -> Result:
     )
 
 
-def _shown(seeds: range, began_s: float) -> Iterator[Result]:
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+def _shown(seeds: range, jobs: int, began_s: float) -> Iterator[Result]:
+    with ProcessPoolExecutor(jobs) as pool:
         waiting = [pool.submit(one, seed) for seed in seeds]
         virtual_s = 0.0
         for count, done in enumerate(as_completed(waiting), 1):
