@@ -43,7 +43,7 @@ from effects.log import TransitionLog
 from effects.peers import Peers
 from effects.pgconfig import recovery_parameters
 from effects.probe import Prober
-from effects.processes import running_postmaster
+from effects.processes import leftovers, running_postmaster
 from effects.programs import RunAs
 from effects.promises import Promises, read_promise
 from effects.pulse import Pulse
@@ -371,6 +371,7 @@ async def _run_agent(
     fence = FenceSource(
         partial(FenceLink.connect_or_start, settings.state_dir),
         partial(running_postmaster, server_settings.data_dir),
+        partial(leftovers, server_settings.data_dir, server_settings.program("postgres")),
         agent.report,
     )
     first_config = first_config_of(settings)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import anyio
 
+from effects.fence_kernel import descendants, living_processes, program_and_directory
+
 KILL_PAUSE_S = 0.01
 
 
@@ -36,6 +38,37 @@ def server_processes(data_dir: Path) -> list[int]:
             if entry.name.isdigit() and (entry / "cwd").samefile(data_dir) and int(entry.name) != os.getpid():
                 found.append(int(entry.name))
     return found
+
+
+def leftovers(data_dir: Path, program: str) -> list[int]:
+    """Processes of a server on `data_dir` whose postmaster is gone; none while one runs.
+
+    Told by what they execute as well, for a person's shell may stand in that directory; and a program that this agent
+    runs on it (initdb, pg_rewind) has a server of its own, as its child, which is none of them.
+
+    Args:
+        data_dir: the server's data directory.
+        program: what the server is started with.
+    """
+    if running_postmaster(data_dir) is not None:
+        return []
+    own = {process.pid for process in descendants(os.getpid(), living_processes()) if process.parent_pid != os.getpid()}
+    names = {"postgres", Path(program).resolve().name}
+    return [pid for pid in server_processes(data_dir) if pid not in own and _executes(pid, names)]
+
+
+def _executes(pid: int, names: set[str]) -> bool:
+    found = program_and_directory(pid)
+    return found is not None and Path(found[0]).name in names
+
+
+async def end_leftovers(data_dir: Path, program: str) -> None:
+    """Kill every process whose postmaster is gone; returns when none is left that will run another instruction."""
+    while (pids := leftovers(data_dir, program)) and not are_doomed(pids):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        await anyio.sleep(KILL_PAUSE_S)
 
 
 def remove_stale_lock_files(data_dir: Path, socket_lock: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from effects.errors import FenceUnavailable, PostgresError
 from effects.lanes import Lane, Report
 from effects.parameters import HBA, ParameterCheck, Usable, too_low_for_its_wal
 from effects.postgres import PostgresServer
-from effects.processes import are_doomed, kill_server, running_postmaster, server_processes
+from effects.processes import are_doomed, end_leftovers, kill_server, running_postmaster, server_processes
 from effects.rewind import RewindProgress, rewind
 from effects.server_settings import ServerSettings
 from effects.sources import FenceSource
@@ -67,6 +67,7 @@ class Server:
                     do.FeedWatchdog: self.feed_watchdog,
                     do.ReleaseWatchdog: self.release_watchdog,
                     do.FenceServer: self.stop,
+                    do.EndLeftovers: self.end_leftovers,
                     do.StopServer: self.stop,
                 },
                 report,
@@ -161,6 +162,11 @@ class Server:
                 raise
             return Done()  # it was gone before it was asked to go
         await self._until_gone(is_fencing=isinstance(effect, do.FenceServer))
+        return Done()
+
+    async def end_leftovers(self, effect: do.EndLeftovers) -> AnyResult:
+        """Nothing left of a server whose postmaster and fence ended together. Raises: OSError."""
+        await end_leftovers(self._settings.data_dir, self._settings.program("postgres"))
         return Done()
 
     async def _until_gone(self, *, is_fencing: bool) -> None:

@@ -164,8 +164,16 @@ class ProbeSource:
 class FenceSource:
     """Keeps a connection to the fence, which it starts if there is none, and tells what the fence notices."""
 
-    def __init__(self, connect: Callable[[], Any], find_postmaster: Callable[[], int | None], report: Report) -> None:
-        self._connect, self._find_postmaster, self._report = connect, find_postmaster, report
+    def __init__(
+        self,
+        connect: Callable[[], Any],
+        find_postmaster: Callable[[], int | None],
+        find_leftovers: Callable[[], list[int]],
+        report: Report,
+    ) -> None:
+        """find_leftovers: gives the processes of a server that has no postmaster any more."""
+        self._connect, self._report = connect, report
+        self._find_postmaster, self._find_leftovers = find_postmaster, find_leftovers
         self._pid: int | None = None
         self._link: FenceLink | None = None
         self._gone = anyio.Event()
@@ -214,6 +222,7 @@ class FenceSource:
             self._link = link
             adopted = None if status.pid is not None else await self._adopt(link)
             self._set_running(status.pid or adopted)
+            leftovers = 0 if status.pid or adopted else len(self._find_leftovers())
             self._report(
                 FenceConnected(
                     at_ms=now_ms(),
@@ -223,6 +232,7 @@ class FenceSource:
                     watchdog_s=status.watchdog_s,
                     lacks=status.lacks,
                     kill=_as_fact(status.fired),
+                    leftovers=leftovers,
                 )
             )
             async for notice in link.notices():

@@ -206,6 +206,12 @@ class FenceServer(Effect, frozen=True, kw_only=True):
     kill_after_ms: int
 
 
+class EndLeftovers(Effect, frozen=True, kw_only=True):
+    """Kill what outlived its postmaster and its fence, and answer when the last of it is gone, or as good as gone."""
+
+    resource: ClassVar[Resource] = "fence"
+
+
 class StopServer(Effect, frozen=True, kw_only=True):
     """Stop a standby, and answer when its last process is gone."""
 
@@ -483,6 +489,7 @@ AnyEffect = (
     | FeedWatchdog
     | ReleaseWatchdog
     | FenceServer
+    | EndLeftovers
     | StopServer
     | StopToRestart
     | ReadDataDirectory

@@ -119,6 +119,8 @@ class FenceConnected(Event, frozen=True, kw_only=True):
     """What the kernel did not grant it: memory lock, priority, protection from the out-of-memory killer."""
     kill: FenceKill | None = None
     """The last time that this fence ended a server at its deadline; perhaps while no agent ran."""
+    leftovers: int = 0
+    """How many processes of a server were found that have outlived their postmaster and the fence before."""
 
 
 class FenceLost(Event, frozen=True, kw_only=True):

@@ -7,12 +7,13 @@ from msgspec.structs import replace
 from fsm.events import FenceConnected, ServerExited
 from fsm.facts import FenceKill
 from fsm.timing import fence_margin_ms
-from fsm.view import Fence, ServerKill, View
+from fsm.view import Fence, Server, ServerKill, View
 
 
 def connected(view: View, event: FenceConnected) -> Fence:
     """The fence as it presents itself; what it did while no agent looked is news."""
     fence = replace(view.fence, is_connected=True, armed_until_ms=event.armed_until_ms, lacks=event.lacks)
+    fence = replace(fence, leftovers=event.leftovers)
     known = fence.last_kill
     if event.kill is None or (known is not None and known.at_ms >= event.kill.at_ms):
         return fence
@@ -21,7 +22,19 @@ def connected(view: View, event: FenceConnected) -> Fence:
 
 def lost(view: View) -> Fence:
     """No fence is there, or none that answers."""
-    return replace(view.fence, is_connected=False, armed_until_ms=None)
+    return replace(view.fence, is_connected=False, armed_until_ms=None, leftovers=0)
+
+
+def disarmed(view: View) -> Fence:
+    """The server may run for as long as it likes."""
+    return replace(view.fence, armed_until_ms=None)
+
+
+def without_leftovers(view: View) -> View:
+    """Nothing is left of the server whose postmaster and fence ended together."""
+    if view.server.process != "unknown" or not view.fence.is_connected:
+        return view  # the fence was lost meanwhile, and the next one will look again
+    return replace(view, fence=replace(view.fence, leftovers=0), server=Server(process="absent"))
 
 
 def confirmed(view: View, until_ms: int) -> Fence:

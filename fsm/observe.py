@@ -286,7 +286,7 @@ def _fence_connected(view: View, event: FenceConnected) -> View:
     fence = fencing.connected(view, event)
     view = replace(view, watchdog=watchdog.connected(view, event))
     if event.pid is None:
-        return replace(view, fence=fence, server=Server(process="absent"))
+        return replace(view, fence=fence, server=Server(process="unknown" if event.leftovers else "absent"))
     # An armed server may have been told to promote by the agent before this one.
     armed = event.armed_until_ms is not None
     # One that somebody else started may be anything until it answers.
@@ -434,7 +434,7 @@ def _failed(view: View, event: Failed) -> View:
 def _after_failure(view: View, event: Failed) -> View:
     """What some failures tell beyond having failed."""
     if event.duty == "disarm-fence":
-        return replace(view, fence=replace(view.fence, armed_until_ms=None))  # it may have been done all the same
+        return replace(view, fence=fencing.disarmed(view))  # it may have been done all the same
     if event.kind == "lease_gone":
         return replace(view, lease=None, former_lease=None)
     if event.duty in CHANGES_DIRECTORY or (event.duty in STARTS and view.server.process == "absent"):
@@ -475,8 +475,9 @@ def _done(view: View, event: Succeeded, result: Done) -> View:
         return replace(view, directory=None)
     match event.duty:
         case "disarm-fence":
-            disarmed = replace(view.fence, armed_until_ms=None)
-            return replace(view, fence=disarmed, watchdog=watchdog.released())
+            return replace(view, fence=fencing.disarmed(view), watchdog=watchdog.released())
+        case "end-leftovers":
+            return fencing.without_leftovers(view)
         case "release-watchdog":
             return replace(view, watchdog=watchdog.released())
         case "revoke-lease":

@@ -241,6 +241,11 @@ def disarm_fence(view: View) -> do.DisarmFence:
     return do.DisarmFence(timeout_ms=1_000)
 
 
+def end_leftovers(view: View) -> do.EndLeftovers:
+    """Nothing left of a server that has neither postmaster nor fence."""
+    return do.EndLeftovers(timeout_ms=5_000)
+
+
 def fence_immediately(view: View) -> do.FenceServer:
     """Every process of the server gone as fast as the kernel allows; recovery will sort out the rest."""
     return do.FenceServer(timeout_ms=SERVER_TIMEOUT_MS, mode="immediate", kill_after_ms=150)

@@ -74,6 +74,8 @@ class Fence(Fact, frozen=True, kw_only=True):
     """How many deadlines it has confirmed."""
     kills: int = 0
     last_kill: ServerKill | None = None
+    leftovers: int = 0
+    """How many processes outlived their postmaster and the fence before this one; what they do is not known."""
 
 
 class Server(Fact, frozen=True, kw_only=True):

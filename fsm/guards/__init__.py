@@ -147,6 +147,7 @@ from fsm.guards.parameters import (
 )
 from fsm.guards.promises import is_bound_by_a_promise, is_promise_over, is_promise_unkept
 from fsm.guards.server import (
+    has_leftovers,
     has_needless_fence_deadline,
     is_fence_armed,
     is_fence_deadline_outdated,
@@ -213,6 +214,7 @@ __all__ = [
     "has_hope_of_a_watchdog",
     "has_lease",
     "has_lease_time_left",
+    "has_leftovers",
     "has_living_namesake",
     "has_lost_the_leader_key",
     "has_made_the_cluster",

@@ -89,6 +89,11 @@ def is_fence_silent(view: View) -> bool:
     return view.now_ms >= (view.server.spawned_at_ms + FENCE_SILENT_MS if confirmed_ms is None else confirmed_ms)
 
 
+def has_leftovers(view: View) -> bool:
+    """Processes of a server were found whose postmaster and fence are gone."""
+    return view.fence.is_connected and view.fence.leftovers > 0
+
+
 def has_needless_fence_deadline(view: View) -> bool:
     """The fence still has a deadline for a server that is a standby."""
     return is_standby_running(view) and view.fence.armed_until_ms is not None

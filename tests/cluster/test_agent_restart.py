@@ -10,8 +10,9 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -19,12 +20,22 @@ import anyio.to_thread
 import psycopg
 import pytest
 
+from api.cli.demo import processes
 from api.cli.demo.cluster import AGENT_COMMAND, DemoNode
 from effects.clock import now_ms
+from effects.processes import server_processes
 from fsm.effects import ArmFence
 from fsm.events import AgentStarted
 from tests.cluster.harness import RealCluster, running_cluster
-from tests.cluster.witnesses import ask_primary, postmaster_of, read_key, server_connection, until, watched_cluster
+from tests.cluster.witnesses import (
+    ask_primary,
+    frozen_processes,
+    postmaster_of,
+    read_key,
+    server_connection,
+    until,
+    watched_cluster,
+)
 
 pytestmark = [pytest.mark.anyio, pytest.mark.servers]
 
@@ -258,3 +269,41 @@ async def answered(node: DemoNode, wanted: str) -> None:
     """Return once a visitor of /primary is answered so."""
     async with visited(node, "/primary") as visitors:
         await until(lambda: visitors.answers[wanted] > 0)
+
+
+@contextmanager
+def process_at_work_in(directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A program that has nothing to do with a server, in its directory."""
+    with subprocess.Popen(["sleep", "600"], cwd=directory) as process:
+        yield process
+        process.kill()
+
+
+async def test_backend_is_ended_before_anything_starts_when_it_outlived_agent_fence_and_postmaster() -> None:
+    """A backend that cannot notice that its postmaster died would write on when it runs again.
+
+    A person's shell that stands in the data directory is none of the server's processes.
+    """
+    async with running_cluster(size=1, dynamic={"ttl": 5, "loop_wait": 1, "retry_timeout": 1}) as (real, _):
+        node = real.leader
+        with server_connection(real, node.name) as session, frozen_processes([session.info.backend_pid]):
+            backend, since_ms = session.info.backend_pid, now_ms()
+            fence, postmaster, agent = processes.fence_of(node.state_dir), postmaster_of(node), node.agent_pid
+            assert fence is not None
+            assert agent is not None
+            for pid in (agent, fence, postmaster):
+                processes.send(pid, signal.SIGKILL)
+            await until(lambda: server_processes(node.data_dir) == [backend] and node.agent_pid is None)
+            with process_at_work_in(node.data_dir) as person:
+                node.start()
+                await real.settled()
+                assert person.poll() is None
+        assert not processes.is_alive(backend)
+        ordered = [
+            (issued.duty, entry.event.at_ms)
+            for entry in real.entries(node.name, since_ms=since_ms)
+            for issued in entry.effects
+            if issued.duty in ("end-leftovers", "start-primary", "start-standby")
+        ]
+        assert ordered[0][0] == "end-leftovers"
+        assert len({duty for duty, _ in ordered}) > 1

@@ -3,6 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
+from fsm import effects as do
 from fsm import events as ev
 from fsm.facts import FenceKill
 from fsm.fencing import fence_fields, fence_metrics
@@ -78,3 +79,43 @@ def test_metrics_tell_what_is_left_when_asked_at_an_instant(left_ms: int, told: 
     view = replace(view, fence=replace(view.fence, armed_until_ms=view.now_ms + left_ms))
     found = {name: value for name, _, _, value in fence_metrics(view, view.now_ms)}
     assert (found["armed_seconds"], found["connected"], found["kills_total"]) == (told, 1, 0)
+
+
+def leader_whose_server_left_something() -> World:
+    """Its fence and its postmaster were killed at once; the next fence is there, and so are two backends."""
+    world = new_leader(held={"end-leftovers"})
+    world.feed(ev.FenceLost(at_ms=world.now_ms, detail="gone"))
+    world.server, world.armed_until_ms = None, None
+    world.feed(ev.FenceConnected(at_ms=world.now_ms, leftovers=2))
+    return world
+
+
+def test_nothing_is_started_or_given_up_when_backends_outlived_postmaster_and_fence() -> None:
+    """Such a backend writes on until it next waits: the leader key stays until it is known to be gone."""
+    world = leader_whose_server_left_something()
+    told = len(world.issued)
+    world.wait(world.view.dynamic.ttl_s * 2_000)
+    issued = world.issued[told:]
+    assert world.view.server.process == "unknown"
+    assert world.keys["leader"].value == world.name
+    assert not [
+        one for one in issued if isinstance(one.effect, do.StartPrimary | do.StartStandby | do.ReleaseLeaderKey)
+    ]
+
+
+def test_server_starts_again_when_the_backends_without_a_postmaster_are_gone() -> None:
+    """They are ended first of all, and the leader goes on."""
+    world = leader_whose_server_left_something()
+    assert world.orders(do.EndLeftovers)
+    world.held = set()
+    world.until(lambda world: world.view.server.process == "running")
+    assert world.view.fence.leftovers == 0
+
+
+def test_answer_about_leftovers_is_not_believed_when_the_fence_was_lost_meanwhile() -> None:
+    """Whoever killed the next fence too may have left something again: that one's successor looks anew."""
+    world = leader_whose_server_left_something()
+    world.feed(ev.FenceLost(at_ms=world.now_ms, detail="gone"))
+    world.held = set()
+    world.wait(1_000)
+    assert (world.view.server.process, world.view.fence.is_connected) == ("unknown", False)

@@ -413,7 +413,9 @@ class World:
             case do.ReleaseWatchdog():
                 self.watchdog_s = None
                 return ev.Done()
-            case do.ArmFence() | do.DisarmFence() | do.FenceServer() | do.StopServer() | do.StopToRestart():
+            case do.ArmFence() | do.DisarmFence() | do.EndLeftovers() | do.FenceServer():
+                return self._perform_fence(effect)
+            case do.StopServer() | do.StopToRestart():
                 return self._perform_fence(effect)
             case do.WriteSync() | do.DeleteSync():
                 return self._perform_sync_key(effect)
@@ -524,14 +526,15 @@ class World:
         return ev.KeyWritten(applied=is_applied, revision=self.revision, now=now)
 
     def _perform_fence(
-        self, effect: do.ArmFence | do.DisarmFence | do.FenceServer | do.StopServer | do.StopToRestart
+        self,
+        effect: do.ArmFence | do.DisarmFence | do.EndLeftovers | do.FenceServer | do.StopServer | do.StopToRestart,
     ) -> ev.Done | ev.FenceArmed:
         if isinstance(effect, do.ArmFence):
             self.armed_until_ms = effect.until_ms
             return ev.FenceArmed(until_ms=effect.until_ms, watchdog_s=self.watchdog_s)
         if isinstance(effect, do.DisarmFence):
             self.armed_until_ms = self.watchdog_s = None
-        elif self.server:
+        elif self.server and not isinstance(effect, do.EndLeftovers):
             clean = effect.mode == "fast"
             if self.server.in_recovery:
                 self._end_server("shut down in recovery" if clean else "in archive recovery")

@@ -471,6 +471,7 @@ class Agent:
             do.ArmFence: self._arm,
             do.DisarmFence: self._disarm,
             do.FenceServer: self._stop,
+            do.EndLeftovers: self._nothing,
             do.StopServer: self._stop,
             do.StopToRestart: self._stop,
             do.ReadDataDirectory: self._read_directory,
