@@ -3,8 +3,8 @@
 Load balancers ask the same few questions many times a second, over kept connections, in the same bytes each time. What
 those bytes ask is understood once, by the HTTP parser that all other requests go through, and remembered; the answer is
 made anew each time, by the clock at that moment. Whatever is not exactly one simple question (a body, a partial or
-pipelined request, a connection that is to be closed, an answer that waits to be read) takes the ordinary way, with the
-same words in the end.
+pipelined request, a connection that is to be closed, an answer that waits to be read, a path that is escaped) takes the
+ordinary way, with the same words in the end.
 """
 
 import asyncio
@@ -12,7 +12,6 @@ from collections.abc import Callable
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, NamedTuple
-from urllib.parse import unquote
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -90,8 +89,10 @@ def read_question(data: bytes) -> Question | None:
     is_simple = reading.ended == 1 and not reading.has_more and not reading.names & NOT_SIMPLE
     if not is_simple or parser.get_http_version() != "1.1" or not data.endswith(b"\r\n\r\n"):
         return None
+    if "%" in path:  # an escaped slash is one of the name to some and one of the path to others
+        return None
     path = "/" + path.lstrip("/") if path.startswith("//") else path
-    return Question(parser.get_method().decode("ascii"), unquote(path) if "%" in path else path, url.query or b"")
+    return Question(parser.get_method().decode("ascii"), path, url.query or b"")
 
 
 class _Reading:
