@@ -162,6 +162,19 @@ async def test_device_left_running_is_switched_off_when_a_new_fence_is_told(dire
         await until(lambda: device.words[-1] == "V")
 
 
+async def test_device_left_running_is_fed_again_when_the_next_fence_is_told(directory: Path, device: Device) -> None:
+    """A fence that died did not switch it off, so it counts on; the next one may open it and save the machine."""
+    async with guarding(directory) as guard:
+        await start(guard, device)
+        os.kill((await guard.link.status()).fence_pid, signal.SIGKILL)
+    async with guarding(directory) as guard:
+        assert "V" not in device.words
+        fed = len(device.fed_at_ms)
+        await start(guard, device)
+        await until(lambda: len(device.fed_at_ms) > fed)
+        assert "V" not in device.words
+
+
 async def test_device_is_off_when_the_fence_leaves(directory: Path, device: Device) -> None:
     """In good order, without a server."""
     async with guarding(directory) as guard:
