@@ -30,6 +30,8 @@ OWN_ACCESS_HEADER = "# Written by Matriarch, as postgresql.pg_hba, which follows
 REFUSAL = (
     "matriarch: this promotion was not ordered by the agent of this node; ask for a switchover or failover instead"
 )
+GUARD_BYTES_MAX = 1_023
+"""What PostgreSQL 14 and 15 take of a recovery_end_command. Source: PostgreSQL, MAXPGPATH."""
 GENERATED, BASE = "postgresql.conf", "postgresql.base.conf"
 # Included last, see effects/waiting.py.
 SYNC_NAMES = "postgresql.sync.conf"
@@ -212,12 +214,19 @@ def end_of_recovery(settings: ServerSettings, command: str) -> str:
     A promotion by hand, past the agent, would make a second primary for as long as it takes to notice. A command that
     is not found or cannot be executed (status 126 and above) is what PostgreSQL itself does not go on after.
 
-    command: what was configured; it is run after that. Source: PostgreSQL, recovery_end_command; xlogarchive.c,
-    ExecuteRecoveryCommand.
+    Until version 15 a command is cut where it is too long, and a shell that cannot parse a line exits with a status
+    that PostgreSQL goes on after. So what must hold is a line of its own, and short enough.
+
+    command: what was configured; it is run after that. Raises: PostgresError when the state directory's name is too
+    long. Source: PostgreSQL, recovery_end_command; xlogarchive.c, ExecuteRecoveryCommand; POSIX, sh -c.
     """
     permit = shlex.quote(str(settings.promotion_permit)).replace("%", "%%")
     guard = f"test -e {permit} || {{ echo {shlex.quote(REFUSAL)} >&2; exit 126; }}"
-    return f"{guard}; {command}" if command else guard
+    if len(guard.encode(errors="surrogateescape")) > GUARD_BYTES_MAX:
+        raise PostgresError(
+            f"{settings.promotion_permit} is too long a name for PostgreSQL: choose a shorter state_dir"
+        )
+    return f"{guard}\n{command}" if command else guard
 
 
 def include_of_names() -> str:

@@ -14,9 +14,11 @@ from effects.pgcheck import rejected_parameters, without_parameters
 from effects.pgconfig import (
     BASE,
     GENERATED,
+    GUARD_BYTES_MAX,
     HBA_HEADER,
     HEADER,
     command_line_parameters,
+    end_of_recovery,
     host_based_authentication,
     parameters_in_effect,
     passwords,
@@ -178,6 +180,14 @@ def test_recovery_parameters_are_stripped_when_alter_system_wrote_them(settings:
     path.write_text("# comment\nprimary_conninfo = 'host=elsewhere'\nwork_mem = '5MB'\nrecovery_target_time = 'x'\n")
     write_server_files(settings, {}, None)
     assert path.read_text() == "# comment\nwork_mem = '5MB'\n"
+
+
+def test_permit_is_refused_when_an_old_server_would_cut_the_look_at_it(settings: ServerSettings) -> None:
+    """A server that could be promoted by hand is not even started."""
+    deep = msgspec.structs.replace(settings, state_dir=Path("/" + "d" * 200).joinpath(*["e" * 200] * 4))
+    assert len(end_of_recovery(settings, "").encode()) <= GUARD_BYTES_MAX
+    with pytest.raises(PostgresError, match="choose a shorter state_dir"):
+        end_of_recovery(deep, "")
 
 
 def test_signal_file_follows_the_role_when_it_changes(settings: ServerSettings) -> None:

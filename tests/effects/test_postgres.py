@@ -1,15 +1,18 @@
 """A real server through its whole life: made, started, cloned, promoted, pointed elsewhere, cleared."""
 
+import contextlib
 from pathlib import Path
 
 import anyio
+import psycopg
 import pytest
 
 from effects.clock import now_ms
 from effects.controldata import mark, parse_control_file, unmark
 from effects.embedded import postgres_bin_dir, readable_copy
-from effects.errors import PostgresError
+from effects.errors import MatriarchError, PostgresError
 from effects.histories import keep_timelines_free, newest_timeline
+from effects.pgconfig import REFUSAL
 from effects.processes import running_postmaster
 from effects.programs import RunAs
 from effects.timelines import parse_history, read_leader_history
@@ -17,6 +20,7 @@ from fsm.facts import TimelineSwitch
 from tests.effects.servers import PATIENCE_MS, measured, running_nodes, until
 
 pytestmark = pytest.mark.anyio
+DEBIAN = Path("/usr/lib/postgresql")
 
 
 @pytest.fixture(params=["18", "16"])
@@ -302,6 +306,25 @@ async def test_permit_ends_when_the_standby_is_pointed_elsewhere(
         assert not two.settings.promotion_permit.exists()
         await two.promote()
         assert trace.read_text() == "100%\n"
+
+
+@pytest.mark.servers
+async def test_standby_ends_when_it_is_promoted_by_hand_and_its_own_command_is_cut(
+    open_directory: Path, run_as: RunAs | None
+) -> None:
+    """PostgreSQL 14 and 15 cut a command at 1,024 bytes: what is left of the operator's is no command any more."""
+    older = next((path for version in (14, 15) if (path := DEBIAN / str(version) / "bin").exists()), None)
+    if older is None:
+        pytest.skip("needs PostgreSQL 14 or 15 (apt-get install postgresql-15)")
+    async with running_nodes(open_directory, older, run_as, "n1", "n2") as (one, two):
+        await one.become_first_primary()
+        await two.become_standby_of(one)
+        await two.server.follow(one.upstream, {"recovery_end_command": f"echo '{'x' * 2_000}'"})
+        await two.until_streaming()
+        with contextlib.suppress(psycopg.OperationalError, MatriarchError):
+            await two.execute("SELECT pg_promote(wait => false)")
+        await until(two.has_ended)
+        assert REFUSAL in two.output()
 
 
 @pytest.mark.servers
