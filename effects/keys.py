@@ -5,6 +5,8 @@ Source: Patroni, etcd v3 keys `/<namespace>/<scope>/…`; etcd, KV.Txn, Lease.
 
 import re
 
+from msgspec.structs import replace
+
 from effects.config_desk import ConfigDesk
 from effects.etcd import EtcdClient
 from effects.etcd_types import Compare, KeyValue, Transacted, absent, delete, mod_revision_is, put, value_is
@@ -91,16 +93,22 @@ class ClusterKeys:
     # ---- the leader key ---------------------------------------------------------------------------------------------
 
     async def take_leader(self, effect: do.TakeLeaderKey) -> AnyResult:
-        """The leader key under the lease: created if absent, bound anew if it names this member already."""
-        leader = self._key("leader")
-        is_sync_seen = self._is_as_seen(self._key("sync"), effect.sync_revision)
+        """The leader key under the lease: created if absent, bound anew if it names this member already.
+
+        With it, where it is created, goes the `sync` key as it was: no vote for its former revision counts any more.
+        """
+        leader, sync = self._key("leader"), self._key("sync")
+        renewed = [] if effect.sync_text is None else [put(sync, effect.sync_text)]
         taken = await self._client.transact(
-            [absent(leader), is_sync_seen],
-            [put(leader, self._name, effect.lease_id)],
+            [absent(leader), self._is_as_seen(sync, effect.sync_revision)],
+            [put(leader, self._name, effect.lease_id), *renewed],
             timeout_ms=effect.timeout_ms,
             else_read=leader,
         )
         found = taken.found
+        if taken.applied and effect.sync_text is not None:
+            also = KeyChange(key="sync", value=effect.sync_text, mod_revision=taken.revision)
+            return replace(self._written("leader", taken, self._name, effect.lease_id), also=also)
         if taken.applied or found is None or found.value != self._name or found.lease_id == effect.lease_id:
             return self._written("leader", taken, self._name, effect.lease_id)
         bound = await self._client.transact(

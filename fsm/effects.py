@@ -59,6 +59,8 @@ class TakeLeaderKey(Effect, frozen=True, kw_only=True):
     """Create the leader key under our lease if it is absent, or bind it to our lease if it already names this node.
 
     It is created only while the `sync` key, by which this node stood, is still the one of that revision (0: absent).
+    That key is written anew in the same transaction: a vote is for one revision of it, and whoever was voted for before
+    takes the leader key no more.
     """
 
     resource: ClassVar[Resource] = "leader"
@@ -66,6 +68,8 @@ class TakeLeaderKey(Effect, frozen=True, kw_only=True):
     lease_id: int
     valid_until_ms: int
     sync_revision: int = 0
+    sync_text: str | None = None
+    """What the `sync` key says at that revision; None where it is absent."""
     loss: LossEstimate | None = None
     """What the promotion that is to follow may leave behind; None where none is to follow."""
 

@@ -339,6 +339,8 @@ class KeyWritten(Result, frozen=True, kw_only=True):
     applied: bool
     revision: int
     now: KeyChange | None = None
+    also: KeyChange | None = None
+    """Another key that was written in the same transaction."""
 
 
 class FenceArmed(Result, frozen=True, kw_only=True):

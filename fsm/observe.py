@@ -531,7 +531,8 @@ def _key_written(view: View, event: Succeeded, result: KeyWritten) -> View:
         view = replace(view, published_at_ms=event.at_ms)
     if event.duty == "request-failover":
         view = replace(view, switchover=None)
-    return _with_changes(view, [result.now]) if result.now else view
+    changes = [change for change in (result.now, result.also) if change is not None]
+    return _with_changes(view, changes) if changes else view
 
 
 def _fence_armed(view: View, event: Succeeded, result: FenceArmed) -> View:

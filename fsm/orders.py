@@ -67,11 +67,13 @@ def revoke_lease(view: View) -> do.RevokeLease:
 def take_leader_key(view: View) -> do.TakeLeaderKey:
     """The leader key under the present lease."""
     assert view.lease is not None
+    sync = view.keys.get("sync")
     return do.TakeLeaderKey(
         timeout_ms=KEYS_TIMEOUT_MS,
         lease_id=view.lease.lease_id,
         valid_until_ms=view.lease.writable_until_ms,
         sync_revision=sync_revision(view),
+        sync_text=sync.value if sync is not None else None,
         loss=loss_estimate(view) if view.state is State.CANDIDATE and is_standby_running(view) else None,
     )
 

@@ -5,10 +5,10 @@ hold must not grow after they were heard: a former primary that still runs, what
 have a commit acknowledged behind the election's back. So who is asked for a vote stops receiving first, and only then
 says how far its WAL reaches. What the candidate itself receives meanwhile is not lost: it is on its own disk.
 
-A vote is for one revision of the `sync` key. A leader writes that key before its server serves, and the leader key is
-taken only while `sync` is as the candidate knew it (TakeLeaderKey): between the vote and the taking nobody else can
-have served. Who voted receives again when it sees somebody take the leader key, which cannot be the one it left without
-a new revision of `sync`. See docs/adr/0017 and fsm/sync.py. Precedent: pgconsul, whose voters stop their WAL receivers.
+A vote is for one revision of the `sync` key. The leader key is taken only while `sync` is as the candidate knew it, and
+whoever takes it writes `sync` anew in the same transaction (TakeLeaderKey): between the vote and the taking nobody else
+can have led. Who voted receives again when it sees somebody take the leader key: `sync` has a new revision then. See
+docs/adr/0017 and fsm/sync.py. Precedent: pgconsul, whose voters stop their WAL receivers.
 """
 
 from fsm.view import View

@@ -12,7 +12,7 @@ from fsm import events as ev
 from fsm.facts import PeerReport
 from fsm.vote import vote_revision
 from fsm.wire import SyncKey, sync_text
-from tests.fsm.world import MIB, World, is_following, is_settled_leader, replica_of
+from tests.fsm.world import MIB, STANDBY, Postgres, World, is_following, is_settled_leader, replica_of
 
 QUORUM = '{"ttl":30,"synchronous_mode":"quorum"}'
 KEY = SyncKey(leader="n2", members=("n1", "n3"), quorum=1)
@@ -229,3 +229,30 @@ def test_who_voted_receives_nothing_until_somebody_leads_whatever_happens(story:
         for _ in range(min(int(argument), 20) if what == "wait" else 1):
             world.wait(1 if what != "wait" else max(1, int(argument) // 20))
             look()
+
+
+# ---- who takes the leader key without having been voted for ----------------------------------------------------------
+
+
+def test_votes_that_were_given_count_no_more_when_a_found_primary_takes_the_leader_key() -> None:
+    """Whoever was voted for may still be about to take the key, and this one lose it before it writes `sync`."""
+    world = World(directory=STANDBY).initialized()
+    world.put("config", QUORUM)
+    world.put("sync", sync_text(SyncKey(leader="n1", members=("n2", "n3"), quorum=1)))
+    voted_for, told = revision(world), world.keys["sync"].value
+    world.server = Postgres(pid=77, in_recovery=False, timeline=1, lsn=30 * MIB)
+    world.held.add("write-sync")
+    world.boot()
+    world.until_state("leader", within_ms=10_000)
+    assert "B7" in world.rules
+    assert revision(world) > voted_for
+    assert world.keys["sync"].value == told
+
+
+def test_leader_writes_its_sync_key_at_once_when_taking_the_leader_key_wrote_it_anew() -> None:
+    """The answer tells of the new revision, so that the next write is not refused for it."""
+    world = standby(SyncKey(leader="n2", members=("n1",)))
+    world.delete("leader")
+    world.until(is_settled_leader, within_ms=5_000)
+    assert "write-sync" not in world.view.attempts
+    assert revision(world) == world.view.keys["sync"].mod_revision

@@ -466,9 +466,11 @@ class World:
         held = leader.value if leader else None
         match effect:
             case do.TakeLeaderKey():
-                seen = self.keys.get("sync")
-                is_seen = held is not None or effect.sync_revision == (seen.mod_revision if seen else 0)
-                return self._written(held in (None, self.name) and is_seen, "leader", self.name, effect.lease_id)
+                is_seen = held is not None or effect.sync_revision == self._revision_of("sync")
+                taken = self._written(held in (None, self.name) and is_seen, "leader", self.name, effect.lease_id)
+                if held is None and taken.applied and effect.sync_text is not None:
+                    return replace(taken, also=self.put("sync", effect.sync_text))
+                return taken
             case do.ReleaseLeaderKey():
                 return self._written(held == self.name, "leader", None)
             case do.ClaimInitialize():

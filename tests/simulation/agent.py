@@ -550,11 +550,18 @@ class Agent:
         return self._value("leader") == self.name
 
     def _take_leader(self, effect: do.TakeLeaderKey) -> Work:
-        def may() -> bool:
-            held = self._value("leader")
-            return held == self.name or (held is None and self._revision("sync") == effect.sync_revision)
+        def carry_out() -> ev.KeyWritten:
+            etcd, held = self.etcd, self._value("leader")
+            is_free = held is None and self._revision("sync") == effect.sync_revision
+            if not is_free and held != self.name:
+                return ev.KeyWritten(applied=False, revision=etcd.revision, now=etcd.keys.get("leader"))
+            puts = [("leader", self.name, effect.lease_id)]
+            if is_free and effect.sync_text is not None:
+                puts.append(("sync", effect.sync_text, 0))
+            now, *also = etcd.put_all(puts)
+            return ev.KeyWritten(applied=True, revision=etcd.revision, now=now, also=also[0] if also else None)
 
-        return (yield from self._transact(effect, "leader", may, self.name, effect.lease_id))
+        return (yield from self.client.call(carry_out, effect.timeout_ms))
 
     def _release_leader(self, effect: do.ReleaseLeaderKey) -> Work:
         return (yield from self._transact(effect, "leader", self._leads, None))

@@ -76,9 +76,18 @@ class Etcd:
 
     def put(self, key: str, value: str, lease_id: int = 0) -> KeyChange:
         """Write a key."""
-        if lease_id and lease_id not in self.leases:
+        return self.put_all([(key, value, lease_id)])[0]
+
+    def put_all(self, puts: list[tuple[str, str, int]]) -> tuple[KeyChange, ...]:
+        """Write keys in one transaction."""
+        if any(lease_id and lease_id not in self.leases for _, _, lease_id in puts):
             raise LeaseGone
         self.revision += 1
+        changes = tuple(self._put(*one) for one in puts)
+        self._tell(changes)
+        return changes
+
+    def _put(self, key: str, value: str, lease_id: int) -> KeyChange:
         known = self.keys.get(key)
         if known is not None and known.lease_id in self.leases:
             self.leases[known.lease_id].keys.discard(key)
@@ -87,7 +96,6 @@ class Etcd:
         self.keys[key] = change
         if lease_id:
             self.leases[lease_id].keys.add(key)
-        self._tell((change,))
         return change
 
     def delete(self, key: str) -> KeyChange | None:
