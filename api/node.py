@@ -377,14 +377,16 @@ async def _run_agent(
     first_config = first_config_of(settings)
 
     def dynamic() -> Dynamic:
-        return parse_dynamic(source.config or first_config)
+        return parse_dynamic(source.last_config or first_config)
 
     server = Server(server_settings, fence, dynamic, agent.note_progress)
     reader.serve(server=(server, server_settings))
     prober, pulse = Prober(server_settings), Pulse()
     looker = DiskLooker(server_settings.data_dir, run_as)
     lanes = [
-        *ClusterKeys(etcd, prefix, settings.name, first_config, configs).lanes(agent.report),
+        *ClusterKeys(etcd, prefix, settings.name, first_config, configs, lambda: source.last_config).lanes(
+            agent.report
+        ),
         *server.lanes(agent.report),
         *peers.lanes(agent.report),
         *FailsafeCheck(peers).lanes(agent.report),

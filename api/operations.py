@@ -368,8 +368,8 @@ class Operations:
         """
         body = await read_object(request)
         candidate, revision = text_of(body, "candidate"), body.get("sync_revision")
-        if candidate is None or not isinstance(revision, int) or revision <= 0:
-            raise Rejected(400, '"candidate" (a member\'s name) and "sync_revision" (a number above 0) are needed')
+        if candidate is None or not isinstance(revision, int) or revision == 0:
+            raise Rejected(400, '"candidate" (a member\'s name) and "sync_revision" (a number but 0) are needed')
         self._desk.submit(VoteAsked(at_ms=self._desk.now_ms(), candidate=candidate, sync_revision=revision))
         await self._desk.found(lambda view: vote_revision(view) == revision or None, VOTE_WAIT_S)
         view, now_ms = self._desk.view, self._desk.now_ms()

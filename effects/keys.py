@@ -4,10 +4,12 @@ Source: Patroni, etcd v3 keys `/<namespace>/<scope>/…`; etcd, KV.Txn, Lease.
 """
 
 import re
+from collections.abc import Callable
 
 from msgspec.structs import replace
 
 from effects.config_desk import ConfigDesk
+from effects.errors import EtcdRefused
 from effects.etcd import EtcdClient
 from effects.etcd_types import Compare, KeyValue, Transacted, absent, delete, mod_revision_is, put, value_is
 from effects.lanes import Lane, Report
@@ -32,8 +34,11 @@ class ClusterKeys:
         name: str,
         first_config: str,
         configs: ConfigDesk | None = None,
+        last_config: Callable[[], str | None] = lambda: None,
     ) -> None:
-        """`configs`: where the dynamic configurations lie that were asked for; None where nobody can."""
+        """`configs`: where the dynamic configurations lie that were asked for; None where nobody can. `last_config`
+        tells the one that etcd held last, whether or not it holds it still."""
+        self._last_config = last_config
         self._configs = configs or ConfigDesk(lambda: (None, 0))
         self._client, self._prefix, self._name = client, prefix, name
         self._first_config = first_config
@@ -156,15 +161,17 @@ class ClusterKeys:
         return self._written("initialize", written, effect.system_id, 0)
 
     async def write_config(self, effect: do.WriteConfig) -> AnyResult:
-        """The first dynamic configuration."""
-        key = self._key("config")
+        """The dynamic configuration where there is none: the one that was there last, or the first one."""
+        key, text = self._key("config"), self._last_config() if effect.is_last_known else self._first_config
+        if text is None:
+            raise EtcdRefused("the configuration that was in etcd last is not known any more")
         written = await self._client.transact(
             [value_is(self._key("leader"), self._name), absent(key)],
-            [put(key, self._first_config)],
+            [put(key, text)],
             timeout_ms=effect.timeout_ms,
             else_read=key,
         )
-        return self._written("config", written, self._first_config, 0)
+        return self._written("config", written, text, 0)
 
     async def change_config(self, effect: do.ChangeConfig) -> AnyResult:
         """Another dynamic configuration, if it is still the one that the change was made from."""

@@ -58,6 +58,8 @@ class EtcdSource:
         self.config: str | None = None
         """The dynamic configuration as it stands in etcd, secrets and all; never in an event."""
         self.config_revision = 0
+        self.last_config: str | None = None
+        """The one that etcd held last, whether or not it holds it still: in force until there is another."""
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -101,7 +103,7 @@ class EtcdSource:
 
     def _take_config(self, text: str | None) -> None:
         if text is None or is_configuration(text):
-            self.config = text
+            self.config, self.last_config = text, text or self.last_config
             self._on_config(text)
         else:
             logger.error("the config key in etcd holds no JSON object; what was in force before stays in force")

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 
 from fsm import watchdog
-from fsm.effects import Promote
+from fsm.effects import Promote, WriteConfig
 from fsm.events import (
     AgentRestartAsked,
     AgentStarted,
@@ -29,6 +29,7 @@ from fsm.events import (
 from fsm.facts import FenceKill, ParameterChange, Probe
 from fsm.loss import loss_text
 from fsm.machine import Decision
+from fsm.remembered import remembered_sync
 from fsm.stalls import is_full_at
 from fsm.states import State
 from fsm.table import TABLE
@@ -95,6 +96,8 @@ def _decision_lines(decision: Decision) -> Iterator[Line]:
     for issued in decision.effects:
         if isinstance(issued.effect, Promote) and issued.effect.loss is not None:
             yield logging.INFO, f"promoting: {loss_text(issued.effect.loss)}"
+        if isinstance(issued.effect, WriteConfig) and issued.effect.is_last_known:
+            yield logging.WARNING, "etcd has lost its config key: the configuration in force is written back"
 
 
 def _lack_lines(decision: Decision) -> Iterator[Line]:
@@ -112,6 +115,14 @@ def _cluster_lines(before: View, view: View) -> Iterator[Line]:
         named = ", ".join(view.sync.members) or "nobody else"
         quorum = f", each with votes of {view.sync.quorum} more" if view.sync.quorum else ""
         yield logging.INFO, f"after {view.sync.leader} may be promoted: {named}{quorum}"
+    remembered = remembered_sync(view)
+    if remembered is not None and remembered_sync(before) is None:
+        named = ", ".join(sorted({*remembered.key.members, str(remembered.key.leader)}))
+        yield (
+            logging.WARNING,
+            f"etcd has lost its sync key: by the last one known one of {named} may be promoted, "
+            "and only when every other one of them has voted",
+        )
     if view.failsafe_until_ms > before.failsafe_until_ms and before.failsafe_until_ms <= before.leadership_until_ms:
         yield logging.WARNING, "every member confirms this leader in etcd's place (failsafe)"
 

@@ -69,7 +69,7 @@ class TakeLeaderKey(Effect, frozen=True, kw_only=True):
     valid_until_ms: int
     sync_revision: int = 0
     sync_text: str | None = None
-    """What the `sync` key says at that revision; None where it is absent."""
+    """What the `sync` key says at that revision, or said before etcd lost it; None where it is absent."""
     loss: LossEstimate | None = None
     """What the promotion that is to follow may leave behind; None where none is to follow."""
 
@@ -99,10 +99,12 @@ class WriteInitialize(Effect, frozen=True, kw_only=True):
 
 
 class WriteConfig(Effect, frozen=True, kw_only=True):
-    """Write this node's own first dynamic configuration if there is none. It may hold secrets, so it is not in here."""
+    """Write a dynamic configuration if there is none: the one that etcd held last, if it held one since the agent
+    started, or else this node's own first one. It may hold secrets, so it is not in here."""
 
     resource: ClassVar[Resource] = "keys"
     valid_until_ms: int
+    is_last_known: bool = False
 
 
 class ChangeConfig(Effect, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from fsm.facts import PeerReport
 from fsm.handover import request_in_force
+from fsm.remembered import deciding_sync, remembered_sync
 from fsm.stalls import has_no_room
 from fsm.timing import (
     OUTRANKED_FOR_MS,
@@ -11,7 +12,7 @@ from fsm.timing import (
     STARTING_MEMBER_WAIT_MS,
 )
 from fsm.view import HeardPeer, View
-from fsm.vote import sync_revision
+from fsm.vote import election_revision
 from fsm.wire import failover_priority, is_barred_by_tags
 
 
@@ -39,16 +40,17 @@ def lag_bytes(view: View) -> int:
 def is_sync_key_decisive(view: View) -> bool:
     """True when the `sync` key says who may be promoted: a mode is on, and some leader wrote the key before it served.
 
-    Without a leader in it no commit ever waited.
+    Without a leader in it no commit ever waited. One that etcd lost decides too: see fsm/remembered.py.
     """
-    return view.dynamic.synchronous_mode != "off" and view.sync.leader is not None
+    return view.dynamic.synchronous_mode != "off" and deciding_sync(view).leader is not None
 
 
 def is_synchronous_enough(view: View) -> bool:
     """True unless a synchronous mode is active and this node may miss acknowledged commits."""
     if not is_sync_key_decisive(view):
         return True
-    return view.name == view.sync.leader or view.name in view.sync.members
+    key = deciding_sync(view)
+    return view.name == key.leader or view.name in key.members
 
 
 def is_near_enough(view: View) -> bool:
@@ -68,9 +70,10 @@ def is_failover_to_us(view: View) -> bool:
 
 def voters(view: View) -> tuple[str, ...]:
     """The members whose vote this node needs some of; nobody where the `sync` key says enough by itself."""
-    if not is_sync_key_decisive(view) or view.name == view.sync.leader or not view.sync.quorum:
+    key, is_remembered = deciding_sync(view), remembered_sync(view) is not None
+    if not is_sync_key_decisive(view) or (not is_remembered and (view.name == key.leader or not key.quorum)):
         return ()
-    return tuple(sorted(name for name in {*view.sync.members, view.sync.leader} if name and name != view.name))
+    return tuple(sorted(name for name in {*key.members, key.leader} if name and name != view.name))
 
 
 def votes(view: View) -> tuple[str, ...]:
@@ -84,7 +87,8 @@ def votes(view: View) -> tuple[str, ...]:
         heard.report.name
         for heard in view.peers.values()
         if heard.report.name in voters(view)
-        and (heard.report.vote_revision == sync_revision(view) or not heard.report.instance)
+        and (heard.report.vote_revision == election_revision(view) or not heard.report.instance)
+        and (heard.report.timeline <= view.timeline or remembered_sync(view) is None)
         and 0 < heard.report.position_lsn <= view.position_lsn
         and not heard.report.is_replaying
         and heard.at_ms - heard.report.probed_ago_ms >= since_ms
@@ -93,9 +97,11 @@ def votes(view: View) -> tuple[str, ...]:
 
 def has_enough_votes(view: View) -> bool:
     """True when whoever acknowledged a commit is among this node and those that it heard; see fsm/sync.py."""
-    if not is_sync_key_decisive(view) or view.name == view.sync.leader or is_failover_to_us(view):
+    if not is_sync_key_decisive(view) or is_failover_to_us(view):
         return True
-    return len(votes(view)) >= view.sync.quorum
+    if remembered_sync(view) is not None:
+        return len(votes(view)) == len(voters(view))
+    return view.name == view.sync.leader or len(votes(view)) >= view.sync.quorum
 
 
 def outranks(view: View, report: PeerReport) -> bool:
@@ -149,6 +155,8 @@ def _may_outrank(view: View, report: PeerReport) -> bool:
         return False
     if view.dynamic.check_timeline and 0 < report.timeline < view.last_timeline:
         return False
+    if remembered_sync(view) is not None:
+        return report.name in voters(view) and outranks(view, report)  # without its vote nothing is decided anyway
     return (not is_sync_key_decisive(view) or report.name in view.sync.members) and outranks(view, report)
 
 

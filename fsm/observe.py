@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from fsm import fencing, watchdog
 from fsm.agent_restart import agent_restart_asked, new_agent_checked, with_agent_restart
-from fsm.dynamic import is_configuration, parse_dynamic
+from fsm.dynamic import parse_dynamic
 from fsm.effects import (
     DeleteSync,
     Effect,
@@ -82,6 +82,7 @@ from fsm.promises import (
     restored,
 )
 from fsm.publish import is_rebuilding
+from fsm.remembered import with_config, with_memory, without_keys
 from fsm.requests import (
     cancel_asked,
     config_asked,
@@ -100,6 +101,7 @@ from fsm.stalls import disk_looked, disk_silent, mute_after, server_doomed, with
 from fsm.states import State
 from fsm.timing import CRASH_FORGIVEN_AFTER_MS, UNANSWERED_GRACE_MS
 from fsm.view import Attempts, HeardPeer, LeaderHistory, Lease, Server, Underway, View, Vote
+from fsm.vote import is_outdated
 from fsm.waiting import looked, marked, ordered, released
 from fsm.wire import (
     parse_failover,
@@ -157,7 +159,7 @@ def _stop_asked(view: View, event: StopAsked) -> View:
 
 def _cluster_read(view: View, event: ClusterRead) -> View:
     if event.revision < view.etcd.revision:
-        view = _without_keys(view)  # etcd was wiped or restored: what it said before was said by another history
+        view = without_keys(view)  # etcd was wiped or restored: what it said before was said by another history
     etcd = replace(view.etcd, is_watched=True, revision=event.revision, lost_since_ms=None, detail="")
     gone = [
         KeyChange(key=name, value=None, mod_revision=event.revision)
@@ -168,26 +170,6 @@ def _cluster_read(view: View, event: ClusterRead) -> View:
     if view.leader is None:  # somebody may have led since etcd was last heard of
         return replace(view, leader_free_since_ms=view.now_ms)
     return view
-
-
-def _without_keys(view: View) -> View:
-    """Forget all that etcd said, but not what this node knows by itself."""
-    fresh = View()
-    first = view.identity.first_config if view.identity else None
-    return replace(
-        view,
-        keys={},
-        members={},
-        dynamic=parse_dynamic(first),
-        failover=None,
-        failover_due_at_ms=None,
-        sync=fresh.sync,
-        failsafe={},
-        optime_lsn=0,
-        last_timeline=0,
-        reserved_timeline=0,
-        leader_free_since_ms=None,
-    )
 
 
 def _keys_changed(view: View, event: KeysChanged) -> View:
@@ -231,6 +213,7 @@ def _with_changes(view: View, changes: Iterable[KeyChange], before: View | None 
     view = replace(view, keys=keys)
     for change in newer:
         view = _with_meaning(view, change)
+    view = with_memory(view)
     is_told = any(change.key in TOLD_BY for change in newer)
     return replace(view, former=followed(before, view)) if is_told else view
 
@@ -247,11 +230,7 @@ def _with_meaning(view: View, change: KeyChange) -> View:
             # Whoever leads has the data that all others copy: what was asked before is void.
             return _without_reinit(view) if view.name and change.value == view.name else view
         case "config":
-            if change.value is not None and not is_configuration(change.value):
-                return view
-            # Before the cluster has a configuration, this node's own first one is the best guess.
-            first = view.identity.first_config if view.identity else None
-            return replace(view, dynamic=parse_dynamic(change.value or first))
+            return with_config(view, change.value)
         case "failover":
             request = parse_failover(change.value, change.mod_revision)
             return replace(view, failover=request, failover_seen_at_ms=view.now_ms, failover_due_at_ms=None)
@@ -402,6 +381,8 @@ def _vote_asked(view: View, event: VoteAsked) -> View:
         return view
     if view.vote is not None and view.vote.sync_revision == event.sync_revision:
         return view
+    if is_outdated(view, event.sync_revision):
+        return view  # a vote that is given to another is not disturbed by it
     return replace(view, vote=asked)
 
 

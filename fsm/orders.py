@@ -20,6 +20,7 @@ from fsm.guards import (
 from fsm.handover import request_in_force
 from fsm.loss import loss_estimate
 from fsm.publish import failsafe_addresses, failsafe_text, history_text, member_text, own_address, status_text
+from fsm.remembered import remembered_sync
 from fsm.states import State
 from fsm.sync import first_names, names_to_order, next_key
 from fsm.syncnames import NOBODY
@@ -36,7 +37,7 @@ from fsm.timing import (
     writable_until_ms,
 )
 from fsm.view import View
-from fsm.vote import has_cut_receiver, sync_revision
+from fsm.vote import election_revision, has_cut_receiver, sync_revision
 from fsm.waiting import doubled_standbys
 from fsm.wire import FailoverRequest, compact, sync_text
 
@@ -67,13 +68,13 @@ def revoke_lease(view: View) -> do.RevokeLease:
 def take_leader_key(view: View) -> do.TakeLeaderKey:
     """The leader key under the present lease."""
     assert view.lease is not None
-    sync = view.keys.get("sync")
+    sync, remembered = view.keys.get("sync"), remembered_sync(view)
     return do.TakeLeaderKey(
         timeout_ms=KEYS_TIMEOUT_MS,
         lease_id=view.lease.lease_id,
         valid_until_ms=view.lease.writable_until_ms,
         sync_revision=sync_revision(view),
-        sync_text=sync.value if sync is not None else None,
+        sync_text=remembered.text if remembered is not None else sync.value if sync is not None else None,
         loss=loss_estimate(view) if view.state is State.CANDIDATE and is_standby_running(view) else None,
     )
 
@@ -107,8 +108,10 @@ def write_initialize(view: View) -> do.WriteInitialize:
 
 
 def write_config(view: View) -> do.WriteConfig:
-    """The first dynamic configuration, from this node's own settings."""
-    return do.WriteConfig(timeout_ms=KEYS_TIMEOUT_MS, valid_until_ms=view.writable_until_ms)
+    """The configuration that was in etcd last, or else the first one, from this node's own settings."""
+    return do.WriteConfig(
+        timeout_ms=KEYS_TIMEOUT_MS, is_last_known=view.has_seen_config, valid_until_ms=view.writable_until_ms
+    )
 
 
 def publish_member(view: View) -> do.PublishMember:
@@ -411,7 +414,7 @@ def ask_peers(view: View) -> do.AskPeers:
         timeout_ms=PEER_ANSWER_TIMEOUT_MS,
         api_urls=everybody_else(view),
         voters=voters(view),
-        sync_revision=sync_revision(view) if voters(view) else 0,
+        sync_revision=election_revision(view) if voters(view) else 0,
     )
 
 

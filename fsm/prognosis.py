@@ -10,6 +10,7 @@ from typing import Literal
 
 from fsm.election import is_sync_key_decisive
 from fsm.facts import Fact, PeerReport
+from fsm.remembered import deciding_sync, remembered_sync
 from fsm.view import View
 from fsm.wire import Member, failover_priority, is_barred_by_tags
 from fsm.worst_case import worst_cases
@@ -139,17 +140,19 @@ def _missing_wal(view: View, facts: _Facts, everybody: Mapping[str, _Facts]) -> 
 
 
 def _missing_votes(view: View, facts: _Facts, everybody: Mapping[str, _Facts]) -> Iterator[str]:
-    if facts.name == view.sync.leader:
+    key, is_remembered = deciding_sync(view), remembered_sync(view) is not None
+    if facts.name == key.leader and not is_remembered:
         return
-    if facts.name not in view.sync.members:
-        named = ", ".join(view.sync.members) or "nobody"
+    if facts.name not in {*key.members, key.leader}:
+        named = ", ".join(key.members) or "nobody"
         yield f"the sync key does not name it (it names {named}): it may lack acknowledged commits"
         return
-    voters = {*view.sync.members, view.sync.leader or ""} - {facts.name, view.leader}
+    voters = {*key.members, key.leader or ""} - {facts.name, view.leader}
     heard = [everybody[name] for name in voters if name in everybody and everybody[name].answers is not False]
     votes = sum(0 < f.position_lsn <= facts.position_lsn for f in heard)
-    if votes < view.sync.quorum:
-        yield f"of the {view.sync.quorum} votes that the sync key asks for it would have {votes}"
+    needed = len(voters) if is_remembered else key.quorum
+    if votes < needed:
+        yield f"of the {needed} votes that the sync key asks for it would have {votes}"
 
 
 def _contender(

@@ -13,7 +13,7 @@ from fsm.silence import Disk, Silence
 from fsm.states import State
 from fsm.syncnames import SyncNames
 from fsm.timing import writable_until_ms
-from fsm.wire import FailoverRequest, Member, SyncKey
+from fsm.wire import FailoverRequest, Member, RememberedSync, SyncKey
 
 
 class Etcd(Fact, frozen=True, kw_only=True):
@@ -222,6 +222,10 @@ class View(Fact, frozen=True, kw_only=True):
     failover_due_at_ms: int | None = None
     """When the request in the `failover` key is due, if it is scheduled and the wall clock was told since."""
     sync: SyncKey = SyncKey()
+    remembered_sync: RememberedSync | None = None
+    """The last `sync` key that a leader wrote, whether or not it is in etcd still."""
+    has_seen_config: bool = False
+    """True once the cluster's configuration was read; from then on it is in force until another one is."""
     waiting: Waiting = Waiting()
     failsafe: dict[str, str] = field(default_factory=dict)
     """The `failsafe` key: the members that a leader without etcd must ask, and the only ones that may be elected."""

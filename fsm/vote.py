@@ -8,9 +8,11 @@ says how far its WAL reaches. What the candidate itself receives meanwhile is no
 A vote is for one revision of the `sync` key. The leader key is taken only while `sync` is as the candidate knew it, and
 whoever takes it writes `sync` anew in the same transaction (TakeLeaderKey): between the vote and the taking nobody else
 can have led. Who voted receives again when it sees somebody take the leader key: `sync` has a new revision then. See
-docs/adr/0017 and fsm/sync.py. Precedent: pgconsul, whose voters stop their WAL receivers.
+docs/adr/0017 and fsm/sync.py; where etcd lost the key, fsm/remembered.py. Precedent: pgconsul, whose voters stop their
+WAL receivers.
 """
 
+from fsm.remembered import remembered_sync
 from fsm.view import View
 
 
@@ -20,16 +22,31 @@ def sync_revision(view: View) -> int:
     return seen.mod_revision if seen is not None and seen.value is not None else 0
 
 
+def election_revision(view: View) -> int:
+    """The revision of the `sync` key by which this node would be elected, negative for one only remembered; 0: none."""
+    found = remembered_sync(view)
+    return sync_revision(view) if found is None else -found.revision
+
+
+def is_outdated(view: View, revision: int) -> bool:
+    """True when a candidate stands by a remembered `sync` key, and there is a later one, or this node remembers one."""
+    known = view.remembered_sync
+    return revision < 0 and (sync_revision(view) > 0 or (known is not None and known.revision > -revision))
+
+
 def is_voting(view: View) -> bool:
-    """True while this node's vote is asked for, or given, for the `sync` key as it stands.
+    """True while this node's vote is asked for, or given, for the `sync` key as it stands, or the last one known.
 
     The question is forgotten as soon as somebody is seen to lead.
     """
-    return view.vote is not None and view.vote.sync_revision == sync_revision(view)
+    if view.vote is None:
+        return False
+    asked = view.vote.sync_revision
+    return asked == sync_revision(view) or (asked < 0 and not is_outdated(view, asked))
 
 
 def vote_revision(view: View) -> int:
-    """The revision of the `sync` key for which this node votes, now that its standby receives nothing; 0 for none."""
+    """The `sync` key for which this node votes, now that its standby receives nothing, as in `election_revision`."""
     if view.vote is None or not is_voting(view) or not view.etcd.is_watched:
         return 0
     return view.vote.sync_revision if has_cut_receiver(view) and _receives_nothing(view) else 0

@@ -77,6 +77,14 @@ class SyncKey(Fact, frozen=True, kw_only=True):
     quorum: int = 0
 
 
+class RememberedSync(Fact, frozen=True, kw_only=True):
+    """A `sync` key as this node saw it last; see fsm/remembered.py."""
+
+    key: SyncKey
+    revision: int
+    text: str
+
+
 def json_object(text: str | None) -> dict[str, Any]:
     """The JSON object in `text`; empty for anything else."""
     try:

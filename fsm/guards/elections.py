@@ -30,8 +30,7 @@ def _is_fresh_enough(view: View) -> bool:
 
 def is_synchronous_enough(view: View) -> bool:
     """No synchronous mode is active, or the `sync` key says that this node holds every acknowledged commit, unasked."""
-    needs_votes = view.name != view.sync.leader and view.sync.quorum > 0
-    return election.is_synchronous_enough(view) and not (election.is_sync_key_decisive(view) and needs_votes)
+    return election.is_synchronous_enough(view) and not election.voters(view)
 
 
 def is_listed_for_failsafe(view: View) -> bool:

@@ -4,6 +4,7 @@ from fsm.election import is_sync_key_decisive
 from fsm.guards.server import is_primary_running, is_promotable
 from fsm.handover import in_force_since_ms, is_schedule_missed, request_in_force
 from fsm.publish import own_history
+from fsm.remembered import deciding_sync
 from fsm.timelines import timeline_to_reserve, was_primary
 from fsm.timing import (
     FAILED_STARTS_MAX,
@@ -84,7 +85,7 @@ def handover_targets(view: View) -> list[str]:
     streaming = {s.application_name for s in probe.standbys if s.state == "streaming"}
     able = [m for m in view.members.values() if m.name in streaming and not is_barred_by_tags(dict(m.tags))]
     if is_sync_key_decisive(view) and (request.leader is not None or request.candidate is None):
-        able = [m for m in able if m.name in view.sync.members]
+        able = [m for m in able if m.name in deciding_sync(view).members]
     return [m.name for m in able if request.candidate in (None, m.name)]
 
 

@@ -3,6 +3,7 @@
 from fsm.election import is_sync_key_decisive
 from fsm.facts import PeerReport
 from fsm.guards.server import is_primary_running, is_promotable
+from fsm.remembered import deciding_sync
 from fsm.stalls import has_no_room, is_full_at
 from fsm.timing import FULL_STANDS_AFTER_MS, HEIR_FRESH_MS, SILENT_LOOKS_MIN
 from fsm.view import View
@@ -53,8 +54,9 @@ def heirs(view: View) -> list[str]:
     fresh = [h.report for h in view.peers.values() if view.now_ms - h.at_ms <= HEIR_FRESH_MS]
     running = [report for report in fresh if _is_running_standby(view, report)]
     if is_sync_key_decisive(view):
-        running = [report for report in running if report.name in view.sync.members]
-        if len(running) <= view.sync.quorum:  # each needs the votes of so many others
+        key = deciding_sync(view)
+        running = [report for report in running if report.name in key.members]
+        if len(running) <= key.quorum:  # each needs the votes of so many others
             return []
     return [report.name for report in running if _is_electable(view, report)]
 

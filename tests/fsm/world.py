@@ -125,6 +125,8 @@ class World:
     confirming: set[str] = field(default_factory=set)
     held: set[str] = field(default_factory=set)
     """Duties whose effects are not answered for now."""
+    last_config: str = "{}"
+    """The configuration that was in etcd last."""
     config_texts: dict[str, str] = field(default_factory=dict)
     """What is to be written under each request for another configuration."""
     failing: dict[str, ev.FailureKind] = field(default_factory=dict)
@@ -245,6 +247,7 @@ class World:
         created = self.keys[key].create_revision if key in self.keys else self.revision
         change = KeyChange(key=key, value=value, mod_revision=self.revision, create_revision=created, lease_id=lease_id)
         self.keys[key] = change
+        self.last_config = value if key == "config" else self.last_config
         self.look()
         self._watch(change)
         return change
@@ -280,6 +283,14 @@ class World:
         """etcd falls silent."""
         self.is_etcd_up = False
         self.feed(ev.EtcdLost(at_ms=self.now_ms, detail="no answer"))
+
+    def wipe_etcd(self) -> None:
+        """etcd is down for a moment and comes back empty."""
+        self.lose_etcd()
+        self.keys.clear()
+        self.leases.clear()
+        self.revision = 1
+        self.heal_etcd()
 
     def heal_etcd(self) -> None:
         """etcd answers again, and is read."""
@@ -482,9 +493,8 @@ class World:
                 )
                 return self._written(held == self.name and is_seen, "initialize", effect.system_id)
             case do.WriteConfig():
-                return self._written(
-                    "config" not in self.keys, "config", self.view.identity.first_config if self.view.identity else "{}"
-                )
+                text = self.last_config if effect.is_last_known else self.first_config
+                return self._written("config" not in self.keys, "config", text)
             case do.PublishMember():
                 return self._written(True, f"members/{self.name}", effect.text, effect.lease_id)
             case do.PublishAsLeader():

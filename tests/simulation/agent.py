@@ -135,6 +135,7 @@ class Agent:
         self.host, self.fence, self._find = host, fence, find
         self.name = host.name
         self.first_config, self.tags = first_config, tags
+        self._last_config = "{}"
         self.process = Process(f"{self.name}/agent")
         self.process.is_alive = False
         self.view = View()
@@ -262,11 +263,16 @@ class Agent:
                 continue
             pause_us, told = 100 * MS, True
             revision, keys, watch, news = read
+            self._hear_config(keys)
             self.report(ev.ClusterRead(at_ms=self.now_ms(), revision=revision, keys=keys, unix_ms=self.clock.unix_ms()))
             yield from self._follow(watch, news)
             self.client.end_watch(watch)
             self.report(ev.EtcdLost(at_ms=self.now_ms(), detail="the watch broke"))
             yield pause_us
+
+    def _hear_config(self, changes: tuple[KeyChange, ...]) -> None:
+        for change in changes:
+            self._last_config = change.value or self._last_config if change.key == "config" else self._last_config
 
     def _read_all(self) -> Any:
         news = Signal()
@@ -284,6 +290,7 @@ class Agent:
             if watch.arrived:
                 batches, watch.arrived = watch.arrived, []
                 changes: tuple[KeyChange, ...] = tuple(change for _, batch in batches for change in batch)
+                self._hear_config(changes)
                 self.report(
                     ev.KeysChanged(
                         at_ms=self.now_ms(), revision=batches[-1][0], changes=changes, unix_ms=self.clock.unix_ms()
@@ -584,7 +591,8 @@ class Agent:
         def may() -> bool:
             return self._leads() and self._value("config") is None
 
-        return (yield from self._transact(effect, "config", may, self.first_config))
+        text = self._last_config if effect.is_last_known else self.first_config
+        return (yield from self._transact(effect, "config", may, text))
 
     def _publish_member(self, effect: do.PublishMember) -> Work:
         return (yield from self._transact(effect, f"members/{self.name}", lambda: True, effect.text, effect.lease_id))

@@ -190,6 +190,16 @@ def etcd_slow(cluster: Cluster, node: Node) -> Undo:
     return heal
 
 
+def etcd_wiped(cluster: Cluster, node: Node) -> Undo:
+    """All members are down for a moment and come back without data, while whoever leads hears of that."""
+    held = cluster.etcd.keys.get("leader")
+    holder = cluster.nodes.get(held.value or "") if held else None
+    is_calm = not cluster.network.cut and not cluster.network.slow_us and cluster.etcd.has_quorum
+    if holder is not None and is_calm and holder.agent.process.is_running and holder.fence.process.is_running:
+        cluster.etcd.wipe()
+    return nothing
+
+
 def leader_key_vanishes(cluster: Cluster, node: Node) -> Undo:
     """Somebody deletes it by hand, while its holder hears of that: nothing else could make it safe."""
     held = cluster.etcd.keys.get("leader")
@@ -305,6 +315,7 @@ KINDS: dict[str, Callable[[Cluster, Node], Undo]] = {
     "etcd silent": etcd_frozen(3),
     "etcd leader changed": etcd_changes_leader,
     "etcd slow": etcd_slow,
+    "etcd wiped": etcd_wiped,
     "leader key deleted": leader_key_vanishes,
     "wall clock stepped": step_wall_clock,
     "switchover": ask_switchover,
