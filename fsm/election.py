@@ -141,6 +141,24 @@ def best_rival(view: View) -> str | None:
     return None
 
 
+def is_eligible(view: View, report: PeerReport, *, newest_timeline: int) -> bool:
+    """True when a member may be elected by what it says of itself, its WAL and the `sync` key aside: by its tags, the
+    `failsafe` key, and its timeline. What a node asks of itself is `is_able_to_stand`."""
+    if report.no_failover or (view.failsafe and report.name not in view.failsafe):
+        return False
+    return not view.dynamic.check_timeline or not 0 < report.timeline < newest_timeline
+
+
+def may_be_elected(view: View, report: PeerReport) -> bool:
+    """True when a member that streams from this leader could be elected in its place, the `sync` key aside."""
+    if view.dynamic.check_timeline and not report.timeline:
+        return False  # nobody steps down for whom nothing is known of
+    if report.disk_full or not is_eligible(view, report, newest_timeline=max(view.last_timeline, view.timeline)):
+        return False
+    behind_bytes = view.optime_lsn - report.position_lsn
+    return is_sync_key_decisive(view) or behind_bytes <= view.dynamic.maximum_lag_on_failover_bytes
+
+
 def _may_outrank(view: View, report: PeerReport) -> bool:
     """True when the peer outranks this node and could be promoted: nobody is to be waited for who never will be.
 
@@ -151,9 +169,7 @@ def _may_outrank(view: View, report: PeerReport) -> bool:
         return False
     if report.disk_full and not has_no_room(view.disk):
         return False
-    if view.failsafe and report.name not in view.failsafe:
-        return False
-    if view.dynamic.check_timeline and 0 < report.timeline < view.last_timeline:
+    if not is_eligible(view, report, newest_timeline=view.last_timeline):
         return False
     if remembered_sync(view) is not None:
         return report.name in voters(view) and outranks(view, report)  # without its vote nothing is decided anyway

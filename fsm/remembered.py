@@ -50,6 +50,8 @@ def with_config(view: View, text: str | None) -> View:
 def with_memory(view: View) -> View:
     """What is remembered once keys have changed. The leader deletes the `sync` key when no mode is on any more."""
     key, config = view.keys.get("sync"), view.keys.get("config")
+    if view.initialize and not view.has_seen_identity:
+        view = replace(view, has_seen_identity=True)
     if key is not None and key.value is not None:
         found = RememberedSync(key=view.sync, revision=key.mod_revision, text=key.value)
         return replace(view, remembered_sync=found if view.sync.leader is not None else None)

@@ -224,6 +224,8 @@ class View(Fact, frozen=True, kw_only=True):
     sync: SyncKey = SyncKey()
     remembered_sync: RememberedSync | None = None
     """The last `sync` key that a leader wrote, whether or not it is in etcd still."""
+    has_seen_identity: bool = False
+    """True once a cluster's system identifier was read: since then there are data of it somewhere."""
     has_seen_config: bool = False
     """True once the cluster's configuration was read; from then on it is in force until another one is."""
     waiting: Waiting = Waiting()

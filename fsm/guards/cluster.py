@@ -109,8 +109,14 @@ def is_every_former_lease_over(view: View) -> bool:
 
 
 def has_something_to_initialize_with(view: View) -> bool:
-    """The data directory is empty, or already holds a cluster that etcd does not know."""
-    return is_directory_vacant(view) or is_directory_a_cluster(view) or view.server.probe is not None
+    """The data directory is empty and no cluster was heard of yet, nor a member with data; or it holds a cluster.
+
+    Where etcd loses everything, a node without data leaves the cluster to those that have any.
+    """
+    others = [member for member in view.members.values() if member.name != view.name]
+    has_others_data = any(member.timeline or member.position_lsn for member in others)
+    is_first = is_directory_vacant(view) and not view.has_seen_identity and not has_others_data
+    return is_first or is_directory_a_cluster(view) or view.server.probe is not None
 
 
 def is_cluster_prepared(view: View) -> bool:

@@ -1,6 +1,6 @@
 """Guards about a leader's server that hangs, its disk that is full or hangs, and who could take over at once."""
 
-from fsm.election import is_sync_key_decisive
+from fsm.election import is_sync_key_decisive, may_be_elected
 from fsm.facts import PeerReport
 from fsm.guards.server import is_primary_running, is_promotable
 from fsm.remembered import deciding_sync
@@ -58,24 +58,13 @@ def heirs(view: View) -> list[str]:
         running = [report for report in running if report.name in key.members]
         if len(running) <= key.quorum:  # each needs the votes of so many others
             return []
-    return [report.name for report in running if _is_electable(view, report)]
+    return [report.name for report in running if may_be_elected(view, report)]
 
 
 def _is_running_standby(view: View, report: PeerReport) -> bool:
     is_here = report.name in view.members and report.name != view.name
     is_standby = report.state == "running" and report.role not in ("primary", "master", "demoted", "uninitialized")
     return is_here and is_standby and bool(report.position_lsn) and not report.is_replaying
-
-
-def _is_electable(view: View, report: PeerReport) -> bool:
-    if report.no_failover or report.disk_full:
-        return False
-    if view.dynamic.check_timeline and report.timeline < max(view.last_timeline, view.timeline):
-        return False
-    if view.dynamic.failsafe_mode and view.failsafe and report.name not in view.failsafe:
-        return False
-    lag_bytes = view.optime_lsn - report.position_lsn
-    return is_sync_key_decisive(view) or lag_bytes <= view.dynamic.maximum_lag_on_failover_bytes
 
 
 def has_heir(view: View) -> bool:

@@ -150,3 +150,23 @@ def test_configuration_in_force_is_written_back_when_etcd_lost_it() -> None:
     assert isinstance(first, do.WriteConfig)
     assert isinstance(last, do.WriteConfig)
     assert (first.is_last_known, last.is_last_known) == (False, True)
+
+
+def test_node_without_data_makes_no_new_cluster_when_etcd_lost_the_one_that_it_heard_of() -> None:
+    """Whoever has the data would find another cluster in etcd, and be of no use any more."""
+    world = World().initialized()
+    world.boot()
+    world.wait(3_000)
+    world.wipe_etcd()
+    world.wait(LONG_MS)
+    assert world.orders(do.ClaimInitialize) == []
+    assert world.directory.condition == "empty"
+
+
+def test_new_node_makes_no_new_cluster_when_a_member_has_data() -> None:
+    """Its agent started after etcd's loss; the other's was there before."""
+    world = World()
+    world.join("n2")
+    world.boot()
+    world.wait(LONG_MS)
+    assert world.orders(do.ClaimInitialize) == []

@@ -191,11 +191,16 @@ def etcd_slow(cluster: Cluster, node: Node) -> Undo:
 
 
 def etcd_wiped(cluster: Cluster, node: Node) -> Undo:
-    """All members are down for a moment and come back without data, while whoever leads hears of that."""
+    """All members come back without data, while whoever leads hears of that, and every node has data.
+
+    A node that lost its own, and whose agent began after the loss, could not know that there ever was a cluster.
+    """
     held = cluster.etcd.keys.get("leader")
     holder = cluster.nodes.get(held.value or "") if held else None
     is_calm = not cluster.network.cut and not cluster.network.slow_us and cluster.etcd.has_quorum
-    if holder is not None and is_calm and holder.agent.process.is_running and holder.fence.process.is_running:
+    has_all_data = all(one.host.data.condition == "cluster" for one in cluster.nodes.values())
+    is_holder_well = holder is not None and holder.agent.process.is_running and holder.fence.process.is_running
+    if is_calm and has_all_data and is_holder_well:
         cluster.etcd.wipe()
     return nothing
 
@@ -253,7 +258,12 @@ def stop_agent(cluster: Cluster, node: Node) -> Undo:
 def wipe_data(cluster: Cluster, node: Node) -> Undo:
     """Somebody removes the data of a replica whose server is down."""
     held = cluster.etcd.keys.get("leader")
-    if node.host.server is None and (held is None or held.value != node.name) and node.host.data.system_id:
+    if (
+        "initialize" in cluster.etcd.keys
+        and node.host.server is None
+        and (held is None or held.value != node.name)
+        and node.host.data.system_id
+    ):
         others = [other.host.data for other in cluster.nodes.values() if other is not node]
         if any(data.condition == "cluster" and data.lsn >= node.host.data.lsn for data in others):
             node.host.data.clear()
