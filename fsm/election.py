@@ -89,10 +89,16 @@ def votes(view: View) -> tuple[str, ...]:
         if heard.report.name in voters(view)
         and (heard.report.vote_revision == election_revision(view) or not heard.report.instance)
         and (heard.report.timeline <= view.timeline or remembered_sync(view) is None)
-        and 0 < heard.report.position_lsn <= view.position_lsn
+        and (heard.report.position_lsn > 0 or _has_no_data(view, heard.report))
+        and heard.report.position_lsn <= view.position_lsn
         and not heard.report.is_replaying
         and heard.at_ms - heard.report.probed_ago_ms >= since_ms
     )
+
+
+def _has_no_data(view: View, report: PeerReport) -> bool:
+    """True for a voter by a remembered `sync` key that has no data: whoever is to have some must be elected first."""
+    return remembered_sync(view) is not None and bool(report.vote_revision) and report.role == "uninitialized"
 
 
 def has_enough_votes(view: View) -> bool:

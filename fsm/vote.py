@@ -49,7 +49,14 @@ def vote_revision(view: View) -> int:
     """The `sync` key for which this node votes, now that its standby receives nothing, as in `election_revision`."""
     if view.vote is None or not is_voting(view) or not view.etcd.is_watched:
         return 0
+    if view.vote.sync_revision < 0 and _has_no_data(view):
+        return view.vote.sync_revision  # it holds nothing, and remembers no later key
     return view.vote.sync_revision if has_cut_receiver(view) and _receives_nothing(view) else 0
+
+
+def _has_no_data(view: View) -> bool:
+    """True when this node's data directory is empty: it waits for a leader to copy."""
+    return view.server.process == "absent" and view.directory is not None and view.directory.condition == "empty"
 
 
 def has_cut_receiver(view: View) -> bool:

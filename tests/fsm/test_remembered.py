@@ -170,3 +170,23 @@ def test_new_node_makes_no_new_cluster_when_a_member_has_data() -> None:
     world.boot()
     world.wait(LONG_MS)
     assert world.orders(do.ClaimInitialize) == []
+
+
+def test_replica_leads_by_a_lost_sync_key_when_another_that_it_names_has_lost_its_data() -> None:
+    """That one waits for a leader to copy, so nobody can wait for its data."""
+    world, revision = wiped()
+    answer(world, -revision, "n2")
+    answer(world, -revision, "n3", role="uninitialized", state="creating replica", position_lsn=0, timeline=0)
+    world.until(is_settled_leader, within_ms=LONG_MS)
+
+
+def test_node_without_data_votes_by_a_lost_sync_key() -> None:
+    """It holds nothing that anybody could lack."""
+    world = World().initialized()
+    world.boot()
+    world.join("n2")
+    world.wait(3_000)
+    world.wipe_etcd()
+    world.join("n2")
+    world.feed(ev.VoteAsked(at_ms=world.now_ms, candidate="n2", sync_revision=-50))
+    assert vote_revision(world.view) == -50
