@@ -55,13 +55,18 @@ class Replay:
             missing: how many entries before it never reached the disk; the view is unknown until the next snapshot.
         """
         if missing:
-            self._view = None
-            self._count(missing=missing)
+            self.miss(missing)
         if kind == "snapshot":
-            return self._take_snapshot(decode_snapshot(body))
-        return self._take_entry(decode_entry(body))
+            return self.take_snapshot(decode_snapshot(body))
+        return self.take_entry(decode_entry(body))
 
-    def _take_snapshot(self, snapshot: SnapshotEntry) -> Difference | None:
+    def miss(self, missing: int) -> None:
+        """Entries never reached the disk: nothing can be decided before the next snapshot."""
+        self._view = None
+        self._count(missing=missing)
+
+    def take_snapshot(self, snapshot: SnapshotEntry) -> Difference | None:
+        """Take a snapshot up; the difference to what is known by the entries before it."""
         before, self._view = self._view, snapshot.view
         self._count(snapshots=1)
         is_new_agent = snapshot.view.identity is None
@@ -69,7 +74,8 @@ class Replay:
             return self._differs(snapshot.seq, "view", snapshot.view, before, snapshot.table)
         return None
 
-    def _take_entry(self, entry: Entry) -> Difference | None:
+    def take_entry(self, entry: Entry) -> Difference | None:
+        """Decide a recorded entry again; the difference if there is one."""
         if self._view is None:
             self._count(skipped=1)
             return None

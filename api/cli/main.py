@@ -26,6 +26,7 @@ COMMANDS = {
     "log": ("api.cli.logs", "Show the transition log, one line an entry."),
     "replay": ("api.cli.replays", "Decide a recorded log again and compare."),
     "postmortem": ("api.cli.postmortem", "Tell what happened to a cluster by the logs of its nodes."),
+    "verify": ("api.cli.verify", "Check what must hold of a cluster's logs, each alone and all together."),
     "fsm": ("api.cli.machine", "Draw the state machine."),
     "completion": ("api.cli.completion", "Print the completion script of a shell."),
     "version": ("api.cli.versions", "Print the version."),

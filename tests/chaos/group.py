@@ -26,7 +26,7 @@ from tests.chaos.scenario import Course
 from tests.chaos.scene import Scene, keep_logs, running_scene
 from tests.chaos.witnesses import longest_pause_ms
 from tests.cluster.harness import show_what_was_said
-from tests.cluster.witnesses import check_replay
+from tests.cluster.witnesses import check_replay, found_in_logs
 
 CELL_PATIENCE_S = 300
 
@@ -88,6 +88,7 @@ async def _judged(scene: Scene, cell: Cell, course: Course, recovery_ms: int | N
             course.problems.append(f"{len(lost)} acknowledged ids are lost, such as {sorted(lost)[:5]}")
         for node in scene.nodes:
             await anyio.to_thread.run_sync(_replayed, node, course)
+        await anyio.to_thread.run_sync(_verified, scene, course)
     acks = scene.writers.acknowledged(since_ms=course.began_ms)
     course.demand(bool(acks), "nothing was acknowledged at all")
     course.demand(bool(scene.monitor.taken(since_ms=course.began_ms)), "the monitor saw no write at all")
@@ -109,6 +110,13 @@ def _replayed(node: DemoNode, course: Course) -> None:
         check_replay(node)
     except (AssertionError, MatriarchError) as error:
         course.problems.append(f"the log of {node.name} does not replay: {_said(error)}")
+
+
+def _verified(scene: Scene, course: Course) -> None:
+    try:
+        course.problems += [f"the logs do not verify: {finding}"[:300] for finding in found_in_logs(scene.nodes)]
+    except (AssertionError, MatriarchError) as error:
+        course.problems.append(f"the logs cannot be verified: {_said(error)}")
 
 
 def _said(error: BaseException) -> str:

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, LiteralString, Unpack
 
@@ -17,7 +17,8 @@ from api.cli.demo.writer import TABLE, Writer, connection_options
 from effects.clock import now_ms
 from effects.etcd import EtcdClient
 from effects.etcd_types import KeyValue
-from effects.log_reader import read_log
+from effects.log_reader import read_log, segments_of
+from effects.verifying import verify_logs
 from fsm.replay import Replay
 from fsm.wire import SyncKey
 from tests.cluster.harness import RealCluster, Wanted, running_cluster, sync_key
@@ -124,6 +125,14 @@ async def watched_cluster(**wanted: Unpack[Wanted]) -> AsyncIterator[tuple[RealC
         assert monitor.overlaps() == []
         for node in real.cluster.nodes:
             await anyio.to_thread.run_sync(check_replay, node)
+        assert await anyio.to_thread.run_sync(found_in_logs, real.cluster.nodes) == []
+
+
+def found_in_logs(nodes: Iterable[DemoNode]) -> list[str]:
+    """What the logs of some nodes say that must not be, each by itself and all together (`matriarch verify`)."""
+    verified = verify_logs([node.log_dir for node in nodes if segments_of(node.log_dir)])
+    assert all(verified.looked[check] for check in ("replay", "move", "outcome")), verified.looked
+    return [str(finding) for finding in verified.findings]
 
 
 def check_replay(node: DemoNode) -> None:
