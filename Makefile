@@ -22,7 +22,7 @@ MADE_FOR := $(VENV)/made-for
 FOR_DEMO := $(VENV)/installed-for-demo
 FOR_TESTS := $(VENV)/installed-for-tests
 
-.PHONY: help demo test check lint compose-test bench chaos durability sim golden requirements clean moved
+.PHONY: help demo test check lint compose-test bench chaos durability sim sim-search golden requirements clean moved
 
 help: ## list these targets
 	@echo "make demo takes TOUR=1, KEEP=directory, POSTGRES=16 and POSTGRES_BIN=directory;"
@@ -63,6 +63,9 @@ durability: $(FOR_TESTS) ## kill the primary's node ROUNDS=20 times in each sync
 
 sim: $(FOR_TESTS) ## simulate clusters under drawn faults: SEEDS=100 of them, or SEED=n told in full
 	@$(PY) -m tests.simulation $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+sim-search: $(FOR_TESTS) ## every order of messages and failures of the sync set and an election, to DEPTH=14; WITHOUT=safeguard
+	@$(PY) -m tests.search $(if $(DEPTH),--depth $(DEPTH)) $(if $(WITHOUT),--without $(WITHOUT)) $(ARGS)
 
 golden: $(FOR_TESTS) ## rewrite the golden files and generated pages; commit what you can explain
 	@$(PY) -m tests.golden_update
