@@ -22,7 +22,7 @@ MADE_FOR := $(VENV)/made-for
 FOR_DEMO := $(VENV)/installed-for-demo
 FOR_TESTS := $(VENV)/installed-for-tests
 
-.PHONY: help demo test check lint compose-test bench chaos durability sim sim-search golden requirements clean moved
+.PHONY: help demo test check lint compose-test bench chaos durability sim sim-search sim-mutants golden requirements clean moved
 
 help: ## list these targets
 	@echo "make demo takes TOUR=1, KEEP=directory, POSTGRES=16 and POSTGRES_BIN=directory;"
@@ -66,6 +66,9 @@ sim: $(FOR_TESTS) ## simulate clusters under drawn faults: SEEDS=100 of them, or
 
 sim-search: $(FOR_TESTS) ## every order of messages and failures of the sync set and an election, to DEPTH=14; WITHOUT=safeguard
 	@$(PY) -m tests.search $(if $(DEPTH),--depth $(DEPTH)) $(if $(WITHOUT),--without $(WITHOUT)) $(ARGS)
+
+sim-mutants: $(FOR_TESTS) ## remove each safeguard alone, find a seed that notices; writes docs/mutants.md; SEEDS=60 at most
+	@$(PY) -m tests.simulation.mutants $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
 golden: $(FOR_TESTS) ## rewrite the golden files and generated pages; commit what you can explain
 	@$(PY) -m tests.golden_update

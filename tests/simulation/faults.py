@@ -1,7 +1,7 @@
 """What goes wrong, drawn from the seed: a subset of kinds for each run, in bursts, each undone after a while."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from fsm import events as ev
@@ -339,10 +339,10 @@ KINDS: dict[str, Callable[[Cluster, Node], Undo]] = {
 }
 
 
-def draw(cluster: Cluster, span_us: int) -> list[Fault]:
+def draw(cluster: Cluster, span_us: int, all_kinds: Collection[str] = KINDS) -> list[Fault]:
     """The faults of a run: of a few kinds, in bursts."""
     rng = cluster.kernel.rng
-    kinds = rng.sample(sorted(KINDS), rng.randrange(1, 8))
+    kinds = rng.sample(sorted(all_kinds), min(len(all_kinds), rng.randrange(1, 8)))
     faults = []
     at_us = 0
     while at_us < span_us:

@@ -1,8 +1,10 @@
 """One run: a cluster from empty directories, a while of faults, and the promise that it heals."""
 
 import random
+from collections.abc import Mapping
 from typing import NamedTuple
 
+from tests.simulation.bias import NO_BIAS, Bias, Happen
 from tests.simulation.cluster import Broken, Cluster
 from tests.simulation.faults import KINDS, Fault, draw
 from tests.simulation.kernel import S
@@ -59,26 +61,32 @@ def config_of(seed: int) -> tuple[str, int]:
     return f'{{"ttl":{ttl},"loop_wait":1,"maximum_lag_on_failover":1048576{extra}}}', rng.choice((2, 3, 3, 3, 5))
 
 
-def run(seed: int, *, only: frozenset[int] | None = None, has_journal: bool = False) -> Ending:
+def run(seed: int, *, only: frozenset[int] | None = None, has_journal: bool = False, bias: Bias = NO_BIAS) -> Ending:
     """Everything that the seed says.
 
     Args:
         seed: decides all of it.
         only: which of the seed's faults happen, by number; None lets all of them.
         has_journal: whether every decision is kept.
+        bias: what it is told besides.
     """
-    config, size = config_of(seed)
-    cluster = Cluster(seed, size=size, config=config)
+    config, size = bias.settings(seed, config_of(seed))
+    kinds: Mapping[str, Happen] = KINDS if bias.kinds is None else bias.kinds
+    cluster = Cluster(
+        seed, size=size, config=config, tags={name: dict(tags) for name, tags in (bias.tags or {}).items()}
+    )
+    for prepare in bias.prepare:
+        prepare(cluster)
     if has_journal:
         cluster.journal = []
     faults: list[Fault] = []
     try:
         cluster.until_settled(SETTLED_WITHIN_US)
         began_us = cluster.kernel.now_us
-        faults = draw(cluster, FAULTS_US)
+        faults = draw(cluster, FAULTS_US, kinds)
         for number, fault in enumerate(faults):
             if only is None or number in only:
-                cluster.kernel.after(cluster.kernel.world, fault.at_us, _happen, cluster, fault)
+                cluster.kernel.after(cluster.kernel.world, fault.at_us, _happen, cluster, fault, kinds)
         cluster.kernel.run(began_us + FAULTS_US + 65 * S)
         _heal(cluster)
         cluster.until_settled(HEALED_WITHIN_US)
@@ -87,8 +95,8 @@ def run(seed: int, *, only: frozenset[int] | None = None, has_journal: bool = Fa
     return Ending(seed, None, cluster.kernel.now_us, cluster, faults)
 
 
-def _happen(cluster: Cluster, fault: Fault) -> None:
-    undo = KINDS[fault.kind](cluster, cluster.nodes[fault.whom])
+def _happen(cluster: Cluster, fault: Fault, kinds: Mapping[str, Happen]) -> None:
+    undo = kinds[fault.kind](cluster, cluster.nodes[fault.whom])
     cluster.kernel.after(cluster.kernel.world, fault.lasts_us, undo)
 
 

@@ -1,0 +1,1 @@
+"""Safeguards, each removed alone: whether the simulation notices. `make sim-mutants`."""
