@@ -45,6 +45,10 @@ def _no_effects(original: Any, view: Any) -> tuple[int, ...]:
     return ()
 
 
+def _no_names(original: Any, view: Any) -> list[str]:
+    return []
+
+
 SYNC = {"synchronous_mode": "on", "synchronous_mode_strict": None}
 QUORUM = {"synchronous_mode": "quorum", "synchronous_mode_strict": None}
 ASYNC = {"synchronous_mode": None, "synchronous_mode_strict": None}
@@ -75,9 +79,12 @@ def _aim_at_once(original: Any, key: SyncKey, aim: Any, *, is_strict: bool) -> A
     return original(SyncKey(leader=key.leader), aim, is_strict=is_strict)
 
 
-def _whoever_is_aimed_at(original: Any, leader: str, names: Any, aim: Any) -> SyncKey:
+def _whoever_is_aimed_at(original: Any, view: Any) -> SyncKey:
+    from fsm.sync import aim_of
+
+    aim = aim_of(view)
     quorum = len(aim.members) - aim.count if aim.is_any else 0
-    return SyncKey(leader=leader, members=aim.members, quorum=max(0, quorum))
+    return SyncKey(leader=view.name, members=aim.members, quorum=max(0, quorum))
 
 
 def _vote_at_once(original: Any, view: Any) -> Any:
@@ -242,16 +249,16 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "deadline-since-received",
         "the deadline counts from when the renewal was sent",
-        "it counts from when the answer came",
-        (("fsm.observe:_lease_held", _since_received),),
-        Bias(kinds.some("agent paused", "etcd slow", "cut from etcd"), {"failsafe_mode": False}),
+        "it counts from when the answer came; an election does not wait for silent members (each alone suffices)",
+        (("fsm.observe:_lease_held", _since_received), ("fsm.election:stale_or_silent_peers", _no_names)),
+        Bias(kinds.some(renewal_slow=kinds.cut_after_slow_renewal), {**ASYNC, "failsafe_mode": False, "ttl": 12}),
     ),
     Mutant(
         "no-margin",
         "the server is gone a margin before the lease ends",
-        "the margin is 0",
-        (("fsm.timing:fence_margin_ms", _zero),),
-        Bias(kinds.some("agent paused", "cut from etcd", "server paused"), {"failsafe_mode": False, "ttl": 3}),
+        "the margin is 0, and an election does not wait for silent members (each of the two alone suffices)",
+        (("fsm.timing:fence_margin_ms", _zero), ("fsm.election:stale_or_silent_peers", _no_names)),
+        Bias(kinds.some(fence_starved=kinds.starve_fence), {**ASYNC, "failsafe_mode": False, "ttl": 3}),
     ),
     Mutant(
         "wall-clock",
@@ -303,7 +310,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "the leader key is taken only while it is free",
         "no condition in the transaction",
         (("tests.simulation.agent:Agent._take_leader", _take_without_compare),),
-        Bias(kinds.some("network slow", "fence and agent killed"), {**ASYNC, "ttl": 3}, sizes=(5,)),
+        Bias(kinds.some(candidate_held=kinds.hold_a_candidate(is_successor_gone=False)), {**ASYNC, "ttl": 20}),
     ),
     Mutant(
         "take-whatever-sync-says",
@@ -311,17 +318,21 @@ MUTANTS: tuple[Mutant, ...] = (
         "the transaction does not compare the revision of `sync`",
         (("tests.simulation.agent:Agent._take_leader", _take_whatever_sync_says),),
         Bias(
-            kinds.some("etcd slow", "network slow", "cut from etcd, hears", leader_key_gone=kinds.delete_leader_key),
-            {**QUORUM, "ttl": 3},
+            kinds.some(candidate_held=kinds.hold_a_candidate(is_successor_gone=True)),
+            {**SYNC, "synchronous_node_count": 2, "ttl": 20},
+            sizes=(3,),
             prepare=(checks.commits,),
         ),
     ),
     Mutant(
         "lost-key-ignored",
         "a leader whose key is gone or another's steps down (L1)",
-        "it leads on until its deadline",
-        (("fsm.guards.keys:has_lost_the_leader_key", _no),),
-        Bias(kinds.some("cut from peers", leader_key_gone=kinds.delete_leader_key), {**ASYNC, "ttl": 20}),
+        "it leads on, also past its deadline (L4 asks for the key as well); the fence has its old deadline",
+        (("fsm.guards.keys:has_lost_the_leader_key", _no), ("fsm.guards.keys:is_past_its_deadline", _no)),
+        Bias(
+            kinds.some("cut from peers", "etcd slow", leader_key_gone=kinds.delete_leader_key),
+            {**ASYNC, "ttl": 20, "failsafe_mode": False},
+        ),
     ),
     Mutant(
         "key-under-former-lease",
@@ -359,7 +370,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "what is gone when etcd is read anew counts as deleted",
         "only what is there is taken over",
         (("fsm.observe:_cluster_read", _without_what_is_gone),),
-        Bias(kinds.some("etcd leader changed", "node crashed"), {**ASYNC, "ttl": 3}, prepare=(checks.leaders,)),
+        Bias(kinds.some(leader_gone_unseen=kinds.gone_unseen), {**ASYNC, "ttl": 3}, prepare=(checks.leaders,)),
     ),
     Mutant(
         "late-word-of-etcd",
@@ -409,7 +420,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a failsafe promise outlives its agent",
         "it is kept in memory",
         (("tests.simulation.agent:Agent._keep_promise", _promise_in_memory),),
-        Bias(kinds.some("cut from etcd", "agent killed"), {**FAILSAFE, "ttl": 20}),
+        Bias(kinds.some(promise_forgotten=kinds.forget_by_restart), {**FAILSAFE, **ASYNC, "ttl": 10}),
     ),
     Mutant(
         "promise-not-kept",
@@ -419,21 +430,14 @@ MUTANTS: tuple[Mutant, ...] = (
             ("fsm.guards.keys:has_promised_nothing", _yes),
             ("fsm.guards.promises:is_promise_over", _is_over),  # this one rests on it, and is not meant
         ),
-        Bias(kinds.some("cut from etcd"), FAILSAFE),
+        Bias(kinds.some(promise_forgotten=kinds.forget_by_restart), {**FAILSAFE, **ASYNC, "ttl": 10}),
     ),
     Mutant(
         "unlisted-candidate",
         "only members that the `failsafe` key lists may stand",
         "everybody may",
         (("fsm.guards.elections:is_listed_for_failsafe", _yes),),
-        Bias(kinds.some("cut from etcd", "cut off", "node crashed"), {**FAILSAFE, "ttl": 3}),
-    ),
-    Mutant(
-        "promise-while-taking-the-key",
-        "who holds or takes the leader key confirms nobody else",
-        "it confirms",
-        (("fsm.promises:_why_own_part_forbids", _nothing),),
-        Bias(kinds.some("cut from etcd", "etcd slow", "cut from etcd, hears", "network slow"), FAILSAFE),
+        Bias(kinds.some(unlisted_member_back=kinds.return_unlisted), {**FAILSAFE, **ASYNC, "ttl": 3}, sizes=(3,)),
     ),
     # ---- elections
     Mutant(
@@ -465,8 +469,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "the timeline is not looked at",
         (("fsm.guards.elections:is_on_the_newest_timeline", _yes),),
         Bias(
-            kinds.some("cut off", "cut from peers", *CRASHES),
-            {**ASYNC, "maximum_lag_on_failover": 1 << 30},
+            kinds.some(outdated_left=kinds.leave_the_outdated),
+            {**ASYNC, "maximum_lag_on_failover": 1 << 30, "ttl": 3},
+            sizes=(3,),
             prepare=(checks.writers(checks.outdated),),
         ),
     ),
@@ -482,7 +487,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a candidate needs the votes of the key's quorum",
         "one vote less is enough",
         (("fsm.election:has_enough_votes", _one_vote_less),),
-        Bias(kinds.some("cut from peers", "cut off", *CRASHES), QUORUM),
+        Bias(kinds.some(cut_then_leader_gone=kinds.cut_then_crash), QUORUM),
     ),
     Mutant(
         "vote-without-promise",
@@ -493,8 +498,9 @@ MUTANTS: tuple[Mutant, ...] = (
             ("fsm.vote:vote_revision", _vote_at_once),
         ),
         Bias(
-            kinds.some("network slow", "agent paused", leader_key_gone=kinds.delete_leader_key),
-            QUORUM,
+            kinds.some(key_gone_unseen=kinds.hide_free_key),
+            {**QUORUM, "ttl": 20},
+            sizes=(3,),
             prepare=(checks.commits,),
         ),
     ),
@@ -507,35 +513,35 @@ MUTANTS: tuple[Mutant, ...] = (
             ("fsm.guards.synchronous:is_sync_key_claimed", _yes),
             ("fsm.guards.synchronous:is_waiting_prepared", _yes),
         ),
-        Bias(kinds.some("etcd slow", "network slow", *CRASHES), SYNC),
+        Bias(kinds.some(elected_gone=kinds.crash_before_sync), {**SYNC, "synchronous_node_count": 2, "ttl": 20}),
     ),
     Mutant(
         "names-before-key",
         "a member leaves the `sync` key before commits cease to wait for it",
         "commits cease to wait first",
         (("fsm.sync:names_towards", _aim_at_once),),
-        Bias(kinds.some("cut from peers", *CRASHES), SYNC),
+        Bias(kinds.some(leader_of_stuck_gone=kinds.crash_with_stuck), {**SYNC, "ttl": 20}, sizes=(2,)),
     ),
     Mutant(
         "key-before-names",
         "a member enters the `sync` key when commits wait for it",
         "it enters at once",
-        (("fsm.sync:key_towards", _whoever_is_aimed_at),),
-        Bias(kinds.some("cut from peers", *CRASHES), QUORUM),
+        (("fsm.sync:_wanted_key", _whoever_is_aimed_at),),
+        Bias(kinds.some("cut from peers", leader_gone_at_growth=kinds.crash_at_growth), SYNC, sizes=(2,)),
     ),
     Mutant(
         "names-not-settled",
         "nothing rests on new names until enough of them hold what was acknowledged before",
         "they count as settled when they are seen in force",
         (("fsm.waiting:_has_caught_up", _yes),),
-        Bias(kinds.some("cut from peers", "network slow", *CRASHES), SYNC),
+        Bias(kinds.some("cut from peers", leader_gone_at_growth=kinds.crash_at_growth), SYNC),
     ),
     Mutant(
         "started-without-names",
         "a server begins to accept writes with the names that the `sync` key rests on",
         "it begins with none",
         (("fsm.sync:first_names", _nobody),),
-        Bias(kinds.some(*CRASHES), {**SYNC, "ttl": 20}),
+        Bias(kinds.some(restarted_gone=kinds.crash_restarted), {**SYNC, "ttl": 20}, sizes=(2,)),
     ),
     # ---- data
     Mutant(
