@@ -429,7 +429,7 @@ def _crash_at_growth(cluster: Cluster) -> Undo:
 
 
 def crash_restarted(cluster: Cluster, node: Node) -> Undo:
-    """The leader's server crashes while etcd is slow, and soon after it is back the whole node is gone."""
+    """The leader's server crashes while etcd is slow and no standby reaches it, and soon after it is back the whole node is gone."""
     leader = _leader(cluster)
     if leader is None:
         return nothing
@@ -438,7 +438,11 @@ def crash_restarted(cluster: Cluster, node: Node) -> Undo:
 
 def _crash_restarted(cluster: Cluster, leader: Node) -> Undo:
     cluster.etcd.delay_us = 6 * S
-    undo = [KINDS["server crashed"](cluster, leader), _fast_again(cluster)]
+    undo = [
+        KINDS["server crashed"](cluster, leader),
+        KINDS["cut from peers"](cluster, leader),
+        _fast_again(cluster),
+    ]
 
     def look() -> None:
         server = leader.host.server
@@ -523,3 +527,13 @@ def _cut_after_slow_renewal(cluster: Cluster, leader: Node) -> Undo:
 
     look()
     return _all_of(undo)
+
+
+def leader_vanishes(cluster: Cluster, node: Node) -> Undo:
+    """Whoever leads is gone, and the key with it."""
+    leader = _leader(cluster)
+    if leader is None:
+        return nothing
+    undo = crash_node(cluster, leader)
+    cluster.etcd.delete("leader")
+    return undo

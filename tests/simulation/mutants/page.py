@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from tests.simulation.kernel import S
 from tests.simulation.mutants.search import Found
-from tests.simulation.mutants.table import MUTANTS, Mutant
+from tests.simulation.mutants.table import MUTANTS, NOT_SHOWN, Mutant
 
 PAGE = Path(__file__).parents[3] / "docs" / "mutants.md"
 
@@ -28,6 +28,14 @@ _FUNCTIONS = """
 
 | mutant | functions that answer otherwise | kinds of faults |
 |---|---|---|
+"""
+_UNSHOWN = """
+## Not shown
+
+Safeguards whose removal alone no seed has shown so far. They are not among the mutants above.
+
+| removed | what was tried |
+|---|---|
 """
 _ROW = re.compile(r"^\| `(?P<name>[a-z-]+)` \|.*\| (?P<seed>\d+) \| [^|]* \| (?P<at>[\d.]+) s \| \d+ \|$", re.MULTILINE)
 
@@ -58,7 +66,9 @@ def page(results: list[Found], *, commit: str, date: str) -> str:
         date=date, commit=commit, killed=killed, all=len(results), tried=sum(result.tried for result in results)
     )
     rows = [_row(by_name[result.name], result) for result in results]
-    return head + "".join(rows) + _FUNCTIONS + "".join(_functions(by_name[result.name]) for result in results)
+    functions = "".join(_functions(by_name[result.name]) for result in results)
+    unshown = "".join(f"| {removed} | {why} |\n" for removed, why in NOT_SHOWN)
+    return head + "".join(rows) + _FUNCTIONS + functions + _UNSHOWN + unshown
 
 
 def _row(mutant: Mutant, result: Found) -> str:
