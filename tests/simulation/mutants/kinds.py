@@ -429,7 +429,7 @@ def _crash_at_growth(cluster: Cluster) -> Undo:
 
 
 def crash_restarted(cluster: Cluster, node: Node) -> Undo:
-    """The leader's server crashes while etcd is slow and no standby reaches it, and soon after it is back the whole node is gone."""
+    """The leader's server crashes while etcd is slow and no standby reaches it; soon after its return the node is gone."""
     leader = _leader(cluster)
     if leader is None:
         return nothing
@@ -530,10 +530,11 @@ def _cut_after_slow_renewal(cluster: Cluster, leader: Node) -> Undo:
 
 
 def leader_vanishes(cluster: Cluster, node: Node) -> Undo:
-    """Whoever leads is gone, and the key with it."""
+    """Whoever leads is gone, and the key with it, while the network is a little slow."""
     leader = _leader(cluster)
     if leader is None:
         return nothing
-    undo = crash_node(cluster, leader)
+    cluster.network.slow_us = 200 * MS
+    undo = [crash_node(cluster, leader), cluster.network.heal]
     cluster.etcd.delete("leader")
-    return undo
+    return _all_of(undo)

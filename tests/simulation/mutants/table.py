@@ -566,7 +566,7 @@ MUTANTS: tuple[Mutant, ...] = (
         Bias(
             kinds.some(outdated_left=kinds.leave_the_outdated),
             {**ASYNC, "maximum_lag_on_failover": 1 << 30, "check_timeline": False, "ttl": 3},
-            sizes=(3,),
+            sizes=(5,),
         ),
     ),
     # ---- the agent
@@ -582,7 +582,7 @@ MUTANTS: tuple[Mutant, ...] = (
 NOT_SHOWN: tuple[tuple[str, str], ...] = (
     (
         "TakeLeaderKey without the revision of `sync`",
-        "12 seeds with a fault made for it: a candidate whose request comes late hears first that another led (C2), and "
+        "12 seeds with a fault made for it: a late candidate hears first that another led (C2), and "
         "the model of etcd gives a request up at its client's deadline, so none arrives long after it was sent",
     ),
     (
@@ -596,7 +596,7 @@ NOT_SHOWN: tuple[tuple[str, str], ...] = (
     ),
     (
         "late answers of an earlier server",
-        "5 seeds, in none of which the guard was needed: the models' agent hears of looks at a server and of its end in "
+        "5 seeds, in none of which the guard was needed: the models' agent hears of looks at a server and its end in "
         "their order",
     ),
     (
