@@ -429,7 +429,7 @@ def _crash_at_growth(cluster: Cluster) -> Undo:
 
 
 def crash_restarted(cluster: Cluster, node: Node) -> Undo:
-    """The leader's server crashes while etcd is slow and no standby reaches it; soon after its return the node is gone."""
+    """The leader's server crashes while etcd is slow and no standby reaches it; once it is back its node goes."""
     leader = _leader(cluster)
     if leader is None:
         return nothing
