@@ -25,13 +25,15 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=SEEDS_MOST, help="how many are tried at the most for each mutant")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="how many mutants at once")
     parser.add_argument("--only", nargs="*", default=None, help="these mutants; docs/mutants.md is left as it is")
+    parser.add_argument("--afresh", action="store_true", help="do not begin with the seeds that docs/mutants.md tells")
     wanted = parser.parse_args()
     mutants = [mutant for mutant in MUTANTS if wanted.only is None or mutant.name in wanted.only]
     began_s = time.monotonic()
-    found = {result.name: result for result in _shown(mutants, wanted.seeds, wanted.jobs)}
+    found = {
+        result.name: result
+        for result in _shown(mutants, wanted.seeds, wanted.jobs, {} if wanted.afresh else known_seeds())
+    }
     results = [found[mutant.name] for mutant in mutants]
-    for result in results:
-        print(told(result))
     if wanted.only is None:
         PAGE.write_text(page(results, commit=_commit(), date=time.strftime("%Y-%m-%d", time.gmtime())))
         print(f"written: {PAGE.name}, after {time.monotonic() - began_s:.0f} s")
@@ -51,15 +53,18 @@ def told(result: Found) -> str:
     return text + "".join(f"\n    without the mutant too: {line}" for line in result.unsound)
 
 
-def _shown(mutants: list[Mutant], seeds: int, jobs: int) -> Iterator[Found]:
-    known = known_seeds()
+def _shown(mutants: list[Mutant], seeds: int, jobs: int, known: dict[str, int]) -> Iterator[Found]:
     with ProcessPoolExecutor(jobs) as pool:
         waiting = [pool.submit(search, mutant.name, known.get(mutant.name), seeds) for mutant in mutants]
         for count, done in enumerate(as_completed(waiting), 1):
             result = done.result()
             if sys.stderr.isatty():
                 filled = BAR * count // len(mutants)
-                print(f"\r\x1b[K[{'#' * filled:{BAR}}] {count}/{len(mutants)}  {result.name}", end="", file=sys.stderr)
+                print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+                print(told(result), flush=True)
+                print(f"[{'#' * filled:{BAR}}] {count}/{len(mutants)}", end="", file=sys.stderr, flush=True)
+            else:
+                print(told(result), flush=True)
             yield result
     if sys.stderr.isatty():
         print(file=sys.stderr)
