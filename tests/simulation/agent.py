@@ -142,6 +142,7 @@ class Agent:
         self.log_delay_us = 300
         self.disk = NodeDisk()
         self.rewind_fails = False
+        self.watchdog_mode = "off"
         self.kept_promise: KeptPromise | None = None
         """What lies on the node's disk."""
         self.starts = 0
@@ -153,8 +154,8 @@ class Agent:
 
     # ---- the process -------------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """A new agent process begins."""
+    def start(self, *, in_place: bool = False) -> None:
+        """A new agent process begins, or the successor of one in its place."""
         self.kernel.revive(self.process)
         self.starts += 1
         self.view = View(seq=self.view.seq)
@@ -177,10 +178,17 @@ class Agent:
             tags=self.tags,
             first_config=self.first_config,
             instance=f"{self.name}-{self.starts}",
+            watchdog_mode=self.watchdog_mode,
+            has_watchdog=self.watchdog_mode != "off",
         )
         self.report(
             ev.AgentStarted(
-                at_ms=self.now_ms(), identity=identity, boot=self.name, wall="sim", promise=self.kept_promise
+                at_ms=self.now_ms(),
+                identity=identity,
+                boot=self.name,
+                wall="sim",
+                promise=self.kept_promise,
+                in_place=in_place,
             )
         )
         self.kernel.start(self.process, self._watch_etcd())
@@ -389,6 +397,7 @@ class Agent:
                     at_ms=self.now_ms(),
                     pid=server.pid if server else None,
                     armed_until_ms=self.fence.armed_until_ms if server else None,
+                    watchdog_s=self.fence.watchdog_s,
                 )
             )
             life = self.fence.process.life
@@ -506,10 +515,10 @@ class Agent:
             do.ForgetPromise: self._forget_promise,
             do.TryPromise: self._nothing,
             do.CheckFailsafe: self._nothing,
-            do.FeedWatchdog: self._nothing,
-            do.ReleaseWatchdog: self._nothing,
-            do.CheckNewAgent: self._nothing,
-            do.BecomeNewAgent: self._nothing,
+            do.FeedWatchdog: self._feed_watchdog,
+            do.ReleaseWatchdog: self._release_watchdog,
+            do.CheckNewAgent: self._check_new_agent,
+            do.BecomeNewAgent: self._become_new_agent,
             do.Exit: self._exit,
         }
 
@@ -639,7 +648,38 @@ class Agent:
         yield from self._reach_fence()
         self.fence.arm(effect.until_ms)
         yield 200
-        return ev.FenceArmed(until_ms=effect.until_ms)
+        return ev.FenceArmed(until_ms=effect.until_ms, watchdog_s=self.fence.watchdog_s)
+
+    def _feed_watchdog(self, effect: do.FeedWatchdog) -> Work:
+        yield from self._reach_fence()
+        if self.host.ailments.watchdog_fails:
+            self.fence.watchdog_s = None
+            raise ProgramFailed
+        self.fence.watchdog_s = effect.timeout_s
+        return ev.WatchdogFed(asked_s=effect.timeout_s, timeout_s=effect.timeout_s)
+
+    def _release_watchdog(self, effect: do.ReleaseWatchdog) -> Work:
+        yield from self._reach_fence()
+        self.fence.watchdog_s = None
+        return ev.Done()
+
+    def _check_new_agent(self, effect: do.CheckNewAgent) -> Work:
+        yield 300 * MS + self.kernel.rng.randrange(900) * MS
+        return ev.NewAgentChecked(took_ms=900)
+
+    def _become_new_agent(self, effect: do.BecomeNewAgent) -> Work:
+        yield 1 * MS
+        self.kernel.after(self.kernel.world, 0, self._give_way, self.process.life)
+        yield Signal()  # never answered
+
+    def _give_way(self, life: int) -> None:
+        if self.process.life == life:
+            self.kernel.kill(self.process)
+            self.kernel.after(self.kernel.world, 150 * MS + self.kernel.rng.randrange(600) * MS, self._begin_in_place)
+
+    def _begin_in_place(self) -> None:
+        if not self.process.is_alive:
+            self.start(in_place=True)
 
     def _disarm(self, effect: do.DisarmFence) -> Work:
         yield from self._reach_fence()
@@ -743,8 +783,10 @@ class Agent:
         until_us = self.kernel.now_us + 500 * MS + self.kernel.rng.randrange(3_000) * MS
         while self.kernel.now_us < until_us:
             yield 100 * MS
-            if self._source(effect.upstream.host) is not source:
+            if self._source(effect.upstream.host) is not source or data.condition != "unfinished_clone":
                 raise ProgramFailed
+        if self.host.ailments.clone_fails:
+            raise ProgramFailed
         theirs = source.data
         data.condition, data.system_id, data.is_base_backup = "cluster", theirs.system_id, True
         data.branch, data.lsn, data.newest_tli = theirs.branch, theirs.lsn, theirs.newest_tli
@@ -760,7 +802,8 @@ class Agent:
             raise SqlFailed
         data.condition = "unfinished_rewind"
         yield 300 * MS + self.kernel.rng.randrange(1_000) * MS
-        if self._source(effect.upstream.host) is not source or self.rewind_fails:
+        is_gone = data.condition != "unfinished_rewind"  # somebody removed it meanwhile
+        if self._source(effect.upstream.host) is not source or self.rewind_fails or is_gone:
             raise ProgramFailed
         theirs, found = source.data, data.branch
         fork_lsn = data.lsn

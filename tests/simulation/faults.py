@@ -211,8 +211,15 @@ def leader_key_vanishes(cluster: Cluster, node: Node) -> Undo:
     holder = cluster.nodes.get(held.value or "") if held else None
     is_calm = not cluster.network.cut and not cluster.network.slow_us and cluster.etcd.has_quorum
     if holder is not None and is_calm and holder.agent.process.is_running and holder.fence.process.is_running:
-        cluster.etcd.delete("leader")
+        delete_leader_key(cluster)
     return nothing
+
+
+def delete_leader_key(cluster: Cluster) -> None:
+    """Somebody does, by hand."""
+    cluster.watch.is_by_hand = True
+    cluster.etcd.delete("leader")
+    cluster.watch.is_by_hand = False
 
 
 # ---- clocks and people -----------------------------------------------------------------------------------------------

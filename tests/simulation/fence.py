@@ -19,6 +19,8 @@ class Fence:
         self.died = Signal()
         self.armed_until_ms: int | None = None
         self.has_fired = False
+        self.watchdog_s: int | None = None
+        """The timeout of the watchdog that it feeds. Resets are left out: nothing here stalls a fence but SIGSTOP."""
         self._alarm = 0
         self.notify: Callable[[str, Server], None] = lambda _, __: None
         """Tells the agent what happened to a server: spawned, exited."""
@@ -28,6 +30,7 @@ class Fence:
     def arm(self, until_ms: int | None) -> None:
         """Another deadline, or none."""
         self.armed_until_ms = until_ms
+        self.watchdog_s = self.watchdog_s if until_ms is not None else None
         self._alarm += 1
         if until_ms is not None:
             self._kernel.after(self.process, self._clock.wait_us(until_ms), self._fire, self._alarm)
@@ -47,7 +50,7 @@ class Fence:
         end_server(self._kernel, self._host.server)
 
     def _noticed(self, server: Server) -> None:
-        self.armed_until_ms = None
+        self.armed_until_ms = self.watchdog_s = None
         self._alarm += 1
         self.on_any_end(server)
         if self.process.is_alive:
@@ -59,6 +62,7 @@ class Fence:
     def die(self) -> None:
         """The fence is killed: the kernel sends its server SIGQUIT. Source: prctl(2), PR_SET_PDEATHSIG."""
         self._kernel.kill(self.process)
+        self.watchdog_s = None
         self.died.fire()
         server = self._host.server
         if server is not None:

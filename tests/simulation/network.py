@@ -14,6 +14,8 @@ class Network:
         self.cut: set[tuple[str, str]] = set()
         """Ways that are cut, each for one direction."""
         self.loss = 0.0
+        self.doubled = 0.0
+        """How many of all messages come twice."""
         self.slow_us = 0
         """What every message takes longer at the most."""
 
@@ -33,6 +35,8 @@ class Network:
         """Call on behalf of the target's process, if the message gets there."""
         if self.is_open(source, target) and not (self.loss and self._kernel.rng.random() < self.loss):
             self._kernel.after(process, self.delay_us(), call, *args)
+            if self.doubled and self._kernel.rng.random() < self.doubled:
+                self._kernel.after(process, self.delay_us(), call, *args)
 
     def cut_between(self, one: str, others: tuple[str, ...], *, ways: str = "both") -> None:
         """Cut a host from others. ways: both, out (what it sends), in (what it gets)."""
@@ -45,4 +49,4 @@ class Network:
     def heal(self) -> None:
         """Everybody reaches everybody."""
         self.cut.clear()
-        self.loss, self.slow_us = 0.0, 0
+        self.loss, self.doubled, self.slow_us = 0.0, 0.0, 0

@@ -9,6 +9,7 @@ from functools import lru_cache
 
 from fsm.facts import DataDirectory, Probe, Standby, TimelineHistory, TimelineSwitch, Upstream
 from fsm.syncnames import SyncNames, parse_names
+from tests.simulation.ailments import Ailments
 from tests.simulation.kernel import MS, Kernel, Outcome, Process, S, Signal, Work
 from tests.simulation.network import Network
 
@@ -155,7 +156,10 @@ class Server:
         rng, data = self.kernel.rng, self.data
         if not self.in_recovery:
             data.control_state = "in crash recovery" if data.control_state != "shut down" else "shut down"
-        yield 60 * MS + rng.randrange(400) * MS
+        yield 60 * MS + rng.randrange(400) * MS + self.host.ailments.start_takes_us
+        if self.host.ailments.start_fails or (self.host.ailments.is_wal_full and not self.in_recovery):
+            self.end(data.control_state)
+            return
         if self.in_recovery:
             data.control_state = "in archive recovery"
             data.is_base_backup = False
@@ -196,7 +200,7 @@ class Server:
 
     def shut_down(self) -> Work:
         """A fast shutdown: no new writes, the last record to every standby that answers, and the end."""
-        yield self.kernel.rng.randrange(20) * MS
+        yield self.kernel.rng.randrange(20) * MS + self.host.ailments.stop_takes_us
         if self.in_recovery:
             self.end("shut down in recovery")
             return
@@ -214,6 +218,11 @@ class Server:
 
     def commit(self, acknowledged: Callable[[Branch, int], object]) -> None:
         """A client commits; called back when it is told so."""
+        if self.host.ailments.is_write_hanging:
+            return
+        if self.host.ailments.is_wal_full:
+            self.end()  # PANIC: could not write to file: No space left on device
+            return
         self.data.lsn += RECORD_BYTES
         branch, lsn = self.data.branch, self.data.lsn
         self.waiting.append((lsn, lambda: acknowledged(branch, lsn)))
@@ -270,6 +279,8 @@ class Server:
 
     def receive(self, link: Link, branch: Branch, lsn: int) -> None:
         """A standby gets WAL, puts it on disk and says so."""
+        if self.host.ailments.is_write_hanging:
+            return  # it is sent again
         if link is not self.link or not self.in_recovery or self.has_ended:
             return
         reached = branch.reach_lsn(lsn, self.data.branch)
@@ -421,6 +432,7 @@ class Host:
         self.kernel, self.network, self.name = kernel, network, name
         self.find = find
         self.data = Data()
+        self.ailments = Ailments()
         self.server: Server | None = None
         self.changed = Signal()
         self.look: Callable[[Server], None] = lambda _: None

@@ -24,7 +24,7 @@ class Ending(NamedTuple):
     faults: list[Fault]
 
 
-def shrink(seed: int, faults: list[Fault], broken: str) -> frozenset[int]:
+def shrink(seed: int, faults: list[Fault], broken: str, bias: Bias = NO_BIAS) -> frozenset[int]:
     """A subset of the seed's faults, by number, that still breaks a promise of that kind; as small as was found.
 
     What happens in between is drawn anew as soon as a fault is left out, so a smaller set may break it in another way.
@@ -34,7 +34,7 @@ def shrink(seed: int, faults: list[Fault], broken: str) -> frozenset[int]:
     while size:
         for start in range(0, len(kept), size):
             fewer = kept[:start] + kept[start + size :]
-            ending = run(seed, only=frozenset(fewer))
+            ending = run(seed, only=frozenset(fewer), bias=bias)
             if ending.broken is not None and kind_of(ending.broken) == kind_of(broken):
                 kept = fewer
                 break
@@ -89,7 +89,9 @@ def run(seed: int, *, only: frozenset[int] | None = None, has_journal: bool = Fa
                 cluster.kernel.after(cluster.kernel.world, fault.at_us, _happen, cluster, fault, kinds)
         cluster.kernel.run(began_us + FAULTS_US + 65 * S)
         _heal(cluster)
-        cluster.until_settled(HEALED_WITHIN_US)
+        well_since_us = cluster.kernel.now_us
+        cluster.until_settled(HEALED_WITHIN_US, is_final=True)
+        cluster.check_end(well_since_us)
     except Broken as broken:
         return Ending(seed, str(broken), cluster.kernel.now_us, cluster, faults)
     return Ending(seed, None, cluster.kernel.now_us, cluster, faults)
@@ -109,5 +111,6 @@ def _heal(cluster: Cluster) -> None:
         watch.pump()
     for node in cluster.nodes.values():
         node.agent.disk.free_bytes, node.agent.disk.is_hanging, node.agent.rewind_fails = None, False, False
+        node.host.ailments.heal()
         if not node.agent.process.is_alive:
             node.agent.start()
