@@ -202,6 +202,7 @@ def etcd_wiped(cluster: Cluster, node: Node) -> Undo:
     is_holder_well = holder is not None and holder.agent.process.is_running and holder.fence.process.is_running
     if is_calm and has_all_data and is_holder_well:
         cluster.etcd.wipe()
+        cluster.watch.forget_holder()
     return nothing
 
 

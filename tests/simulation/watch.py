@@ -193,6 +193,10 @@ class Watch:
 
     # ---- keys --------------------------------------------------------------------------------------------------------
 
+    def forget_holder(self) -> None:
+        """The leader key is gone with everything else in etcd, before its lease was over: its holder could not know."""
+        self._holder = None
+
     def keys_changed(self) -> None:
         """Whoever lost the leader key takes no writes, and says so."""
         held = self._cluster.etcd.keys.get("leader")
