@@ -9,7 +9,9 @@ from xml.sax.saxutils import escape
 import msgspec
 from msgspec import Struct
 
-from fsm.picture import Arrow, draw
+from fsm.dump import table_text
+from fsm.heat import Heat, heat_text, short, width_of
+from fsm.picture import Arrow, Chip, draw
 from fsm.states import State
 from fsm.table import DUTIES, TABLE, Guard, Rule
 
@@ -77,23 +79,47 @@ def _ids(rules: Iterable[Rule]) -> str:
 # ---- Mermaid and DOT -------------------------------------------------------------------------------------------------
 
 
-def as_mermaid(state: State | None = None) -> str:
-    """The table as a Mermaid flowchart, the present state lit. Source: Mermaid, "Flowcharts"."""
+def _warmth(rules: Iterable[Rule], heat: Heat) -> int:
+    """How many moves an arrow stands for."""
+    return sum(heat.of(rule.id) for rule in rules)
+
+
+def _labels(rules: Iterable[Rule], heat: Heat | None) -> str:
+    """The rules of an arrow, each with its number where there is one."""
+    return _ids(rules) if heat is None else ", ".join(f"{rule.id}: {short(heat.of(rule.id))}" for rule in rules)
+
+
+def as_mermaid(state: State | None = None, heat: Heat | None = None) -> str:
+    """The table as a Mermaid flowchart, the present state lit. Source: Mermaid, "Flowcharts".
+
+    With `heat` an arrow is as thick as its rules fired often, and dashed if they never did.
+    """
     lines = ["flowchart LR"]
     lines += [f'    {s}(["{s}"])' for s in State]
     styles = []
     for number, ((source, target), rules) in enumerate(_ways().items()):
         look = LOOKS[kind_of(rules[0])]
-        lines.append(f'    {source} {MERMAID_LINKS[look.line]}|"{_ids(rules)}"| {target}')
-        styles.append(f"    linkStyle {number} stroke:{look.light},color:{look.light}")
+        link = MERMAID_LINKS[look.line if heat is None else "plain"]
+        lines.append(f'    {source} {link}|"{_labels(rules, heat)}"| {target}')
+        styles.append(f"    linkStyle {number} stroke:{look.light},color:{look.light}{_mermaid_warmth(rules, heat)}")
     lines += [*styles, "    classDef present fill:#1a7f37,stroke:#1a7f37,color:#ffffff"]
     if state is not None:
         lines.append(f"    class {state} present")
     return "\n".join(lines) + "\n"
 
 
-def as_dot(state: State | None = None) -> str:
-    """The table as a Graphviz digraph, the present state lit. Source: Graphviz, "DOT Language"."""
+def _mermaid_warmth(rules: Iterable[Rule], heat: Heat | None) -> str:
+    if heat is None:
+        return ""
+    count = _warmth(rules, heat)
+    return f",stroke-width:{width_of(count)}px" + ("" if count else ",stroke-dasharray:3 6")
+
+
+def as_dot(state: State | None = None, heat: Heat | None = None) -> str:
+    """The table as a Graphviz digraph, the present state lit. Source: Graphviz, "DOT Language".
+
+    With `heat` an arrow is as thick as its rules fired often, and dashed if they never did.
+    """
     lines = [
         "digraph matriarch {",
         '    rankdir=LR; bgcolor="transparent"; node [shape=box, style="rounded,filled", fillcolor="#f6f8fa"];',
@@ -104,26 +130,48 @@ def as_dot(state: State | None = None) -> str:
         lines.append(f'    {s} [label="{s}\\n{CAPTIONS[s]}"{lit}];')
     for (source, target), rules in _ways().items():
         look = LOOKS[kind_of(rules[0])]
-        style = f'color="{look.light}", fontcolor="{look.light}", style={DOT_STYLES[look.line]}'
-        lines.append(f'    {source} -> {target} [label="{_ids(rules)}", {style}];')
+        style = f'color="{look.light}", fontcolor="{look.light}", {_dot_line(look, rules, heat)}'
+        lines.append(f'    {source} -> {target} [label="{_labels(rules, heat)}", {style}];')
     return "\n".join([*lines, "}"]) + "\n"
+
+
+def _dot_line(look: Look, rules: Iterable[Rule], heat: Heat | None) -> str:
+    if heat is None:
+        return f"style={DOT_STYLES[look.line]}"
+    count = _warmth(rules, heat)
+    return f"style={'solid' if count else 'dashed'}, penwidth={width_of(count)}"
 
 
 # ---- SVG -------------------------------------------------------------------------------------------------------------
 
 
-def as_svg(state: State | None = None) -> str:
-    """The table as an SVG picture for light and dark, the present state lit; each rule tells its reason on hover."""
+def as_svg(state: State | None = None, heat: Heat | None = None) -> str:
+    """The table as an SVG picture for light and dark, the present state lit; each rule tells its reason on hover.
+
+    With `heat` every rule shows its number, an arrow is as thick as its rules fired often, and what never fired is
+    dashed and hollow.
+    """
     arrows = [
         Arrow(
             source=source,
             target=target,
             kind=kind_of(rules[0]).replace(" ", "-"),
-            chips=tuple((rule.id, f"{rule.id}: {rule.because}") for rule in rules),
+            chips=tuple(_chip(rule, heat) for rule in rules),
+            width=None if heat is None else width_of(_warmth(rules, heat)),
         )
         for (source, target), rules in _ways().items()
     ]
-    return draw(arrows, captions=CAPTIONS, looks=_css_looks(), legend=_legend(), lit=state)
+    counted = None if heat is None else heat.summary
+    return draw(arrows, captions=CAPTIONS, looks=_css_looks(), legend=_legend(), lit=state, counted=counted)
+
+
+def _chip(rule: Rule, heat: Heat | None) -> Chip:
+    told = f"{rule.id}: {rule.because}"
+    if heat is None:
+        return Chip(label=rule.id, told=told)
+    count = heat.of(rule.id)
+    fired = f"fired {count:,} times" if count else "never fired"
+    return Chip(label=rule.id, told=f"{told} ({fired})", count=short(count), is_cold=not count)
 
 
 def _css_looks() -> dict[str, tuple[str, str, str]]:
@@ -137,11 +185,14 @@ def _legend() -> list[tuple[str, str]]:
 # ---- JSON ------------------------------------------------------------------------------------------------------------
 
 
-def as_json(state: State | None = None) -> str:
-    """States, rules and duties as one JSON object, the present state marked; guards with what they hold for."""
+def as_json(state: State | None = None, heat: Heat | None = None) -> str:
+    """States, rules and duties as one JSON object, the present state marked; guards with what they hold for.
+
+    With `heat` each rule has `fired` too, and the object `seeds`.
+    """
     found = {
         "states": [{"state": s, "caption": CAPTIONS[s], "is_present": s is state} for s in State],
-        "rules": [_rule_fields(rule) for rule in TABLE],
+        "rules": [_rule_fields(rule, heat) for rule in TABLE],
         "duties": [
             {
                 "id": duty.id,
@@ -153,11 +204,13 @@ def as_json(state: State | None = None) -> str:
             for duty in DUTIES
         ],
     }
-    return msgspec.json.encode(found).decode()
+    return msgspec.json.encode(found if heat is None else {**found, "seeds": heat.seeds}).decode()
 
 
-def _rule_fields(rule: Rule) -> dict[str, Any]:
+def _rule_fields(rule: Rule, heat: Heat | None) -> dict[str, Any]:
+    fired = {} if heat is None else {"fired": heat.of(rule.id)}
     return {
+        **fired,
         "id": rule.id,
         "source": rule.source,
         "target": rule.target,
@@ -170,6 +223,11 @@ def _rule_fields(rule: Rule) -> dict[str, Any]:
 
 def _guard_fields(guards: Iterable[Guard]) -> list[dict[str, str]]:
     return [{"name": g.__name__, "says": (inspect.getdoc(g) or "").partition("\n")[0]} for g in guards]
+
+
+def as_text(_: State | None = None, heat: Heat | None = None) -> str:
+    """The rules and duties as text; with `heat` how often each rule fired instead."""
+    return table_text() if heat is None else heat_text(heat)
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------

@@ -6,12 +6,16 @@ from xml.sax.saxutils import escape
 
 from msgspec import Struct
 
+from fsm.heat import short, width_of
 from fsm.states import State
 
 WIDTH, HEIGHT = 1180, 750
+HEAT_HEIGHT = HEIGHT + 44
 BOX_WIDTH, BOX_HEIGHT = 226, 66
 CHIP_WIDTH, CHIP_HEIGHT, CHIP_GAP = 34, 22, 5
+COUNTED_CHIP_WIDTH, COUNTED_CHIP_HEIGHT = 40, 34
 CHIPS_A_ROW = 3
+COUNTED_CHIPS_A_ROW = 4
 ARROW_GAP = 7
 
 PLACES: dict[State, tuple[int, int]] = {
@@ -40,16 +44,43 @@ BENDS: dict[tuple[State, State], int] = {
 """How far an arrow bends from the straight line, in pixels to its right-hand side; new pairs get BEND."""
 BEND = -44
 
+COLD_STYLE = (
+    " .cold{stroke-width:1.5;stroke-dasharray:3 4} .cold-text.cold-text{font-size:13px;font-weight:700}"
+    " .count.count{font-size:11px;font-weight:600}"
+)
+
+LEGEND_COUNTS = (1, 100, 10_000, 1_000_000)
+"""The numbers whose thickness the legend shows."""
+
 Point = tuple[float, float]
 
 
+class Chip(Struct, frozen=True, kw_only=True):
+    """One rule on an arrow."""
+
+    label: str
+    told: str
+    """What it tells on hover."""
+    count: str | None = None
+    """How often it fired, in few characters; None where nobody counted."""
+    is_cold: bool = False
+    """True when it was counted, and never fired."""
+
+
 class Arrow(Struct, frozen=True, kw_only=True):
-    """One arrow and the rules on it: each a short label and what it tells on hover."""
+    """One arrow and the rules on it."""
 
     source: State
     target: State
     kind: str
-    chips: tuple[tuple[str, str], ...]
+    chips: tuple[Chip, ...]
+    width: float | None = None
+    """How thick it is by what was counted; None for its kind's own line."""
+
+    @property
+    def is_cold(self) -> bool:
+        """True when none of its rules ever fired."""
+        return all(chip.is_cold for chip in self.chips)
 
 
 def draw(
@@ -59,6 +90,7 @@ def draw(
     looks: Mapping[str, tuple[str, str, str]],
     legend: Iterable[tuple[str, str]],
     lit: State | None,
+    counted: str | None = None,
 ) -> str:
     """The SVG text.
 
@@ -68,20 +100,23 @@ def draw(
         looks: for each kind of arrow its colour in light, in dark, and its line (plain, bold, dashed).
         legend: kind and text of each line of the legend.
         lit: the state that is shown as the present one.
+        counted: what the numbers on the chips are of; None where nothing was counted.
     """
     drawn = list(arrows)
+    height = HEIGHT if counted is None else HEAT_HEIGHT
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
             'font-family="system-ui, -apple-system, Segoe UI, DejaVu Sans, sans-serif">',
             "<title>The six states of a Matriarch node and the rules between them</title>",
-            _style(looks),
+            _style(_without_dashes(looks), is_counted=True) if counted is not None else _style(looks),
             _markers(looks),
-            f'<rect class="page" width="{WIDTH}" height="{HEIGHT}"/>',
+            f'<rect class="page" width="{WIDTH}" height="{height}"/>',
             *(_line(arrow) for arrow in drawn),
             *(_box(state, captions[state], is_lit=state is lit) for state in State),
             *(_chips(arrow) for arrow in drawn),
             *_legend(legend),
+            *(_heat_legend(counted) if counted is not None else ()),
             "</svg>",
             "",
         ]
@@ -123,7 +158,7 @@ def _middle(arrow: Arrow) -> Point:
 # ---- parts -----------------------------------------------------------------------------------------------------------
 
 
-def _style(looks: Mapping[str, tuple[str, str, str]]) -> str:
+def _style(looks: Mapping[str, tuple[str, str, str]], *, is_counted: bool = False) -> str:
     widths = {"plain": "stroke-width:2", "bold": "stroke-width:4", "dashed": "stroke-width:2.5;stroke-dasharray:9 6"}
     light = [f".{k}{{stroke:{a};{widths[line]}}} .{k}-fill{{fill:{a}}}" for k, (a, _, line) in looks.items()]
     dark = [f".{k}{{stroke:{b}}} .{k}-fill{{fill:{b}}}" for k, (_, b, _) in looks.items()]
@@ -132,7 +167,8 @@ def _style(looks: Mapping[str, tuple[str, str, str]]) -> str:
         " .lit{fill:#1a7f37;stroke:#1a7f37} .name{fill:#1f2328;font-size:19px;font-weight:600}"
         " .small{fill:#59636e;font-size:13px} .on-lit{fill:#ffffff}"
         " .chip{fill:#ffffff;font-size:13px;font-weight:700} .way{fill:none}"
-        f" {' '.join(light)}"
+        + (COLD_STYLE if is_counted else "")
+        + f" {' '.join(light)}"
         " @media (prefers-color-scheme: dark){.page{fill:#0d1117} .box{fill:#161b22;stroke:#6e7681}"
         " .lit{fill:#2ea043;stroke:#2ea043} .name{fill:#e6edf3} .small{fill:#9198a1} .on-lit{fill:#ffffff}"
         f" .chip{{fill:#0d1117}} {' '.join(dark)}}}</style>"
@@ -148,10 +184,20 @@ def _markers(looks: Mapping[str, tuple[str, str, str]]) -> str:
     return f"<defs>{''.join(tips)}</defs>"
 
 
+def _without_dashes(looks: Mapping[str, tuple[str, str, str]]) -> dict[str, tuple[str, str, str]]:
+    """The looks for a picture with numbers, where a dashed line means "never" and nothing else."""
+    return {kind: (light, dark, "plain") for kind, (light, dark, _) in looks.items()}
+
+
 def _line(arrow: Arrow) -> str:
     (x1, y1), (cx, cy), (x2, y2) = _curve(arrow)
     path = f"M{x1:.1f} {y1:.1f} Q{cx:.1f} {cy:.1f} {x2:.1f} {y2:.1f}"
-    return f'<path class="way {arrow.kind}" d="{path}" marker-end="url(#tip-{arrow.kind})"/>'
+    warmth = "" if arrow.width is None else f' style="{_warmth(arrow.width, is_cold=arrow.is_cold)}"'
+    return f'<path class="way {arrow.kind}"{warmth} d="{path}" marker-end="url(#tip-{arrow.kind})"/>'
+
+
+def _warmth(width: float, *, is_cold: bool) -> str:
+    return f"stroke-width:{width}" + (";stroke-dasharray:3 6" if is_cold else "")
 
 
 def _box(state: State, caption: str, *, is_lit: bool) -> str:
@@ -166,25 +212,44 @@ def _box(state: State, caption: str, *, is_lit: bool) -> str:
 
 
 def _chips(arrow: Arrow) -> str:
-    """The rules of an arrow around its middle, three in a row."""
+    """The rules of an arrow around its middle, a few in a row."""
     x, y = _middle(arrow)
-    rows = [arrow.chips[n : n + CHIPS_A_ROW] for n in range(0, len(arrow.chips), CHIPS_A_ROW)]
-    top = y - (len(rows) * (CHIP_HEIGHT + CHIP_GAP) - CHIP_GAP) / 2
+    counted = arrow.width is not None
+    width, height = (COUNTED_CHIP_WIDTH, COUNTED_CHIP_HEIGHT) if counted else (CHIP_WIDTH, CHIP_HEIGHT)
+    a_row = COUNTED_CHIPS_A_ROW if counted and len(arrow.chips) > 2 * CHIPS_A_ROW else CHIPS_A_ROW
+    rows = [arrow.chips[n : n + a_row] for n in range(0, len(arrow.chips), a_row)]
+    top = y - (len(rows) * (height + CHIP_GAP) - CHIP_GAP) / 2
     drawn = []
     for place, row in enumerate(rows):
-        left = x - (len(row) * (CHIP_WIDTH + CHIP_GAP) - CHIP_GAP) / 2
-        for column, (label, told) in enumerate(row):
-            at = (left + column * (CHIP_WIDTH + CHIP_GAP), top + place * (CHIP_HEIGHT + CHIP_GAP))
-            drawn.append(_chip(at, label, told, arrow.kind))
+        left = x - (len(row) * (width + CHIP_GAP) - CHIP_GAP) / 2
+        for column, chip in enumerate(row):
+            at = (left + column * (width + CHIP_GAP), top + place * (height + CHIP_GAP))
+            drawn.append(_chip(at, chip, arrow.kind) if chip.count is None else _counted(at, chip, arrow.kind))
     return "".join(drawn)
 
 
-def _chip(at: Point, label: str, told: str, kind: str) -> str:
+def _chip(at: Point, chip: Chip, kind: str) -> str:
     x, y = at
     return (
-        f'<g><title>{escape(told)}</title><rect class="{kind}-fill" x="{x:.1f}" y="{y:.1f}" width="{CHIP_WIDTH}" '
+        f'<g><title>{escape(chip.told)}</title><rect class="{kind}-fill" x="{x:.1f}" y="{y:.1f}" width="{CHIP_WIDTH}" '
         f'height="{CHIP_HEIGHT}" rx="7"/><text class="chip" x="{x + CHIP_WIDTH / 2:.1f}" y="{y + 15.5:.1f}" '
-        f'text-anchor="middle">{escape(label)}</text></g>'
+        f'text-anchor="middle">{escape(chip.label)}</text></g>'
+    )
+
+
+def _counted(at: Point, chip: Chip, kind: str) -> str:
+    """A rule and its number below; one that never fired is hollow, with a dashed edge."""
+    x, y = at
+    middle = x + COUNTED_CHIP_WIDTH / 2
+    box = f'x="{x:.1f}" y="{y:.1f}" width="{COUNTED_CHIP_WIDTH}" height="{COUNTED_CHIP_HEIGHT}" rx="7"'
+    if chip.is_cold:
+        shape, text = f'<rect class="page {kind} cold" {box}/>', "name cold-text"
+    else:
+        shape, text = f'<rect class="{kind}-fill" {box}/>', "chip"
+    return (
+        f"<g><title>{escape(chip.told)}</title>{shape}"
+        f'<text class="{text}" x="{middle:.1f}" y="{y + 14.5:.1f}" text-anchor="middle">{escape(chip.label)}</text>'
+        f'<text class="{text} count" x="{middle:.1f}" y="{y + 28.5:.1f}" text-anchor="middle">{chip.count}</text></g>'
     )
 
 
@@ -194,3 +259,15 @@ def _legend(rows: Iterable[tuple[str, str]]) -> Iterable[str]:
         x, y = 40 + number % 3 * 375, HEIGHT - 50 + number // 3 * 26
         yield f'<path class="way {kind}" d="M{x} {y} h44" marker-end="url(#tip-{kind})"/>'
         yield f'<text class="small" x="{x + 60}" y="{y + 4}">{text}</text>'
+
+
+def _heat_legend(counted: str) -> Iterable[str]:
+    """What the thickness and the dashes mean, below the kinds."""
+    y = HEIGHT + 14
+    yield f'<path class="way settle" style="{_warmth(width_of(0), is_cold=True)}" d="M40 {y} h44"/>'
+    yield f'<text class="small" x="100" y="{y + 4}">dashed, hollow, 0: never fired</text>'
+    for number, count in enumerate(LEGEND_COUNTS):
+        x = 340 + number * 108
+        yield f'<path class="way settle" style="{_warmth(width_of(count), is_cold=False)}" d="M{x} {y} h44"/>'
+        yield f'<text class="small" x="{x + 52}" y="{y + 4}">{short(count)}</text>'
+    yield f'<text class="small" x="790" y="{y + 4}">moves, by logarithm; {escape(counted)}</text>'
