@@ -5,7 +5,7 @@ cannot tell apart stays indistinguishable: a request that was lost and one whose
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 from fsm.facts import KeyChange
@@ -13,6 +13,12 @@ from tests.simulation.kernel import MS, Kernel, Outcome, Process, S, Signal, Wor
 from tests.simulation.network import Network
 
 EXPIRY_SCAN_US = 500 * MS
+ELECTION_TIMEOUT_US = 1 * S
+"""etcd's default. A new Raft leader gives leases this much beyond their whole time. Source: etcd, lessor.Promote."""
+TTL_MIN_S = 2
+"""What a lease lives at least: one and a half election timeouts, in whole seconds. Source: etcd, lease.MinLeaseTTL."""
+LATE_MAX_US = 60 * S
+"""How long a request may lie in the buffers of a connection that its client has given up."""
 REFUSED_US = 300
 
 Member = Literal["e1", "e2", "e3"]
@@ -89,8 +95,7 @@ class Etcd:
 
     def _put(self, key: str, value: str, lease_id: int) -> KeyChange:
         known = self.keys.get(key)
-        if known is not None and known.lease_id in self.leases:
-            self.leases[known.lease_id].keys.discard(key)
+        self._unbind(known)
         created = known.create_revision if known is not None else self.revision
         change = KeyChange(key=key, value=value, mod_revision=self.revision, create_revision=created, lease_id=lease_id)
         self.keys[key] = change
@@ -100,35 +105,52 @@ class Etcd:
 
     def delete(self, key: str) -> KeyChange | None:
         """Delete a key, if there is one."""
-        if key not in self.keys:
-            return None
+        gone = self._delete_all((key,))
+        return gone[0] if gone else None
+
+    def _delete_all(self, keys: Iterable[str]) -> tuple[KeyChange, ...]:
+        """Delete what there is of some keys in one transaction: at one revision, told in one batch."""
+        there = [self.keys.pop(key) for key in keys if key in self.keys]
+        if not there:
+            return ()
         self.revision += 1
-        known = self.keys.pop(key)
-        if known.lease_id in self.leases:
-            self.leases[known.lease_id].keys.discard(key)
-        change = KeyChange(key=key, value=None, mod_revision=self.revision)
-        self._tell((change,))
-        return change
+        for known in there:
+            self._unbind(known)
+        changes = tuple(KeyChange(key=known.key, value=None, mod_revision=self.revision) for known in there)
+        self._tell(changes)
+        return changes
+
+    def _unbind(self, known: KeyChange | None) -> None:
+        if known is not None and known.lease_id in self.leases:
+            self.leases[known.lease_id].keys.discard(known.key)
 
     def grant(self, ttl_s: int) -> int:
-        """A new lease."""
+        """A new lease; it may live longer than was asked for."""
         self._next_lease += 1
-        self.leases[self._next_lease] = Lease(ttl_s * S, self._kernel.now_us + ttl_s * S)
+        ttl_us = max(ttl_s, TTL_MIN_S) * S
+        self.leases[self._next_lease] = Lease(ttl_us, self._kernel.now_us + ttl_us)
         return self._next_lease
 
     def renew(self, lease_id: int) -> int:
-        """The lease's life begins again; its seconds."""
+        """The lease's life begins again; its seconds. One whose time is over is gone, whether it was seen to be or not.
+
+        Source: etcd, lessor.Renew: it waits until an expired lease is revoked, and says that there is none.
+        """
         lease = self.leases.get(lease_id)
         if lease is None:
+            raise LeaseGone
+        if lease.ends_us <= self._kernel.now_us:
+            self.revoke(lease_id)
             raise LeaseGone
         lease.ends_us = self._kernel.now_us + lease.ttl_us
         return lease.ttl_us // S
 
     def revoke(self, lease_id: int) -> None:
-        """The lease ends, and every key that hangs on it."""
+        """The lease ends, and every key that hangs on it, in one transaction. Raises: LeaseGone."""
         lease = self.leases.pop(lease_id, None)
-        for key in sorted(lease.keys) if lease else ():
-            self.delete(key)
+        if lease is None:
+            raise LeaseGone
+        self._delete_all(sorted(lease.keys))
 
     def _scan(self) -> None:
         if self.has_quorum:
@@ -154,7 +176,7 @@ class Etcd:
     def change_leader(self) -> None:
         """Another member leads: leases live on from now. Source: etcd, lessor.Promote."""
         for lease in self.leases.values():
-            lease.ends_us = max(lease.ends_us, self._kernel.now_us + lease.ttl_us)
+            lease.ends_us = self._kernel.now_us + lease.ttl_us + ELECTION_TIMEOUT_US
 
     def wipe(self) -> None:
         """Everything is gone, as after a new installation."""
