@@ -11,6 +11,7 @@ from tests.simulation.faults import (
     KINDS,
     Undo,
     crash_node,
+    delete_leader_key,
     kill_agent,
     nothing,
     pause_agent,
@@ -61,9 +62,9 @@ def _switch_off(cluster: Cluster, node: Node) -> Undo:
     return start
 
 
-def delete_leader_key(cluster: Cluster, node: Node) -> Undo:
+def take_the_key_away(cluster: Cluster, node: Node) -> Undo:
     """Somebody deletes it by hand, whether its holder hears of that or not."""
-    cluster.etcd.delete("leader")
+    delete_leader_key(cluster)
     return nothing
 
 
@@ -258,7 +259,7 @@ def hide_free_key(cluster: Cluster, node: Node) -> Undo:
 
 
 def _hide_free_key(cluster: Cluster, leader: Node, node: Node) -> Undo:
-    cluster.etcd.delete("leader")
+    delete_leader_key(cluster)
     cluster.etcd.delay_us = 2 * S
     cluster.network.cut_between(leader.name, (node.name,))
     return _all_of([pause_agent(cluster, leader), _fast_again(cluster), cluster.network.heal])
@@ -292,7 +293,7 @@ def _hold_a_candidate(cluster: Cluster, *, is_successor_gone: bool) -> Undo:
             if held and leader is not None and leader is not other:
                 if is_successor_gone:
                     held.append(crash_node(cluster, leader))
-                    etcd.delete("leader")
+                    delete_leader_key(cluster)
                 held.pop(0)()
 
         cluster.kernel.after(cluster.kernel.world, 8 * S, go_on)
@@ -366,7 +367,7 @@ def _crash_before_sync(cluster: Cluster) -> Undo:
         def crash() -> None:
             if undo:
                 undo.append(crash_node(cluster, other))
-                cluster.etcd.delete("leader")
+                delete_leader_key(cluster)
                 cluster.etcd.delay_us = 0
 
         cluster.kernel.after(cluster.kernel.world, 1_200 * MS, crash)
@@ -459,7 +460,7 @@ def _vanish(cluster: Cluster, leader: Node, undo: list[Undo]) -> None:
     """Without a trace, not even in etcd: nobody has to wait for its lease."""
     if undo:
         undo.append(crash_node(cluster, leader))
-        cluster.etcd.delete("leader")
+        delete_leader_key(cluster)
         cluster.etcd.delay_us = 0
 
 
@@ -536,5 +537,5 @@ def leader_vanishes(cluster: Cluster, node: Node) -> Undo:
         return nothing
     cluster.network.slow_us = 200 * MS
     undo = [crash_node(cluster, leader), cluster.network.heal]
-    cluster.etcd.delete("leader")
+    delete_leader_key(cluster)
     return _all_of(undo)

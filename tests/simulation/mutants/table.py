@@ -303,7 +303,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "it leads on, also past its deadline (L4 asks for the key as well); the fence has its old deadline",
         (("fsm.guards.keys:has_lost_the_leader_key", _no), ("fsm.guards.keys:is_past_its_deadline", _no)),
         Bias(
-            kinds.some("cut from peers", "etcd slow", leader_key_gone=kinds.delete_leader_key),
+            kinds.some("cut from peers", "etcd slow", leader_key_gone=kinds.take_the_key_away),
             {**ASYNC, "ttl": 20, "failsafe_mode": False},
         ),
     ),
