@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api import web
 from api.access import Access
 from api.answers import Rejected, text_answer
 from api.cluster import ClusterAnswers
@@ -29,7 +30,7 @@ from effects.config_desk import ConfigDesk
 from effects.log import TransitionLog
 
 HEALTH_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-DEEP_PATHS = frozenset({"/log/stream", "/failsafe/check", "/failsafe/promise"})
+DEEP_PATHS = frozenset({"/log/stream", "/log/archive", "/failsafe/check", "/failsafe/promise", *web.PATHS})
 """Paths that mean something as a whole; of any other only the first segment counts. Source: Patroni's routing."""
 
 logger = logging.getLogger(__name__)
@@ -61,12 +62,13 @@ def build_app(
         Route("/metrics", _metrics_endpoint(health)),
         *ClusterAnswers(board, clock).routes,
         *LogAnswers(log).routes,
+        *web.UiAnswers(board).routes,
         *Operations(desk, access, reload).routes,
         *ConfigOperations(desk, access, configs or ConfigDesk(lambda: (None, 0))).routes,
     ]
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(Front, health=health, routes=routes, access=access)],
+        middleware=[Middleware(Front, health=health, routes=routes, access=access, board=board)],
         exception_handlers={Rejected: _tell_rejection},
     )
     app.state.quick = Quick(health.answer, partial(is_health_check, routed_by(routes)), lambda: access.headers)
@@ -100,8 +102,9 @@ async def _tell_rejection(request: Request, error: Exception) -> Response:
 class Front:
     """Sends each request to the part that answers it. No exception gets past it: a client is told one line."""
 
-    def __init__(self, app: ASGIApp, health: HealthChecks, routes: list[Route], access: Access) -> None:
+    def __init__(self, app: ASGIApp, health: HealthChecks, routes: list[Route], access: Access, board: Board) -> None:
         self._app = app
+        self._board = board
         self._access = access
         self._health = health
         self._routed = routed_by(routes)
@@ -113,7 +116,7 @@ class Front:
             return
         if scope["path"].startswith("//"):  # Source: Python's http.server, under Patroni's API, which makes one of them
             scope = {**scope, "path": "/" + scope["path"].lstrip("/")}
-        send = self._with_headers(send)
+        send = self._with_headers(scope, send)
         method, path = scope["method"], routed_path(scope["path"])
         if is_health_check(self._routed, method, path):
             await self._answer_health(scope, send)
@@ -122,9 +125,9 @@ class Front:
         else:
             await _send(send, 501, b"unsupported: %s %s" % (method.encode(), path.encode()), b"text/plain")
 
-    def _with_headers(self, send: Send) -> Send:
+    def _with_headers(self, scope: Scope, send: Send) -> Send:
         """Answers that say what they hold carry the configured headers too; bare ones stay bare, as Patroni's do."""
-        extra = self._access.headers
+        extra = [*self._access.headers, *self._reading_headers(scope)]
         if not extra:
             return send
 
@@ -137,6 +140,13 @@ class Front:
             await send(message)
 
         return sending
+
+    def _reading_headers(self, scope: Scope) -> list[tuple[bytes, bytes]]:
+        origin = next((value for name, value in scope["headers"] if name == b"origin"), None)
+        if origin is None:
+            return []
+        found = web.reading_headers(self._board.current.view, scope["path"], origin.decode("latin-1"))
+        return [(name.encode(), value.encode()) for name, value in found.items()]
 
     async def _answer_health(self, scope: Scope, send: Send) -> None:
         try:

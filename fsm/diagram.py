@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from fsm.dump import table_text
 from fsm.heat import Heat, heat_text, short, width_of
-from fsm.picture import Arrow, Chip, draw
+from fsm.picture import Arrow, Chip, draw, style
 from fsm.states import State
 from fsm.table import DUTIES, TABLE, Guard, Rule
 
@@ -145,11 +145,11 @@ def _dot_line(look: Look, rules: Iterable[Rule], heat: Heat | None) -> str:
 # ---- SVG -------------------------------------------------------------------------------------------------------------
 
 
-def as_svg(state: State | None = None, heat: Heat | None = None) -> str:
+def as_svg(state: State | None = None, heat: Heat | None = None, *, has_looks: bool = True) -> str:
     """The table as an SVG picture for light and dark, the present state lit; each rule tells its reason on hover.
 
     With `heat` every rule shows its number, an arrow is as thick as its rules fired often, and what never fired is
-    dashed and hollow.
+    dashed and hollow. has_looks: False leaves out the style, for a page that has it from `as_css`.
     """
     arrows = [
         Arrow(
@@ -162,7 +162,14 @@ def as_svg(state: State | None = None, heat: Heat | None = None) -> str:
         for (source, target), rules in _ways().items()
     ]
     counted = None if heat is None else heat.summary
-    return draw(arrows, captions=CAPTIONS, looks=_css_looks(), legend=_legend(), lit=state, counted=counted)
+    return draw(
+        arrows, captions=CAPTIONS, looks=_css_looks(), legend=_legend(), lit=state, counted=counted, has_looks=has_looks
+    )
+
+
+def as_css() -> str:
+    """The looks of the SVG picture, for a page that draws it itself."""
+    return style(_css_looks())
 
 
 def _chip(rule: Rule, heat: Heat | None) -> Chip:

@@ -91,6 +91,7 @@ def draw(
     legend: Iterable[tuple[str, str]],
     lit: State | None,
     counted: str | None = None,
+    has_looks: bool = True,
 ) -> str:
     """The SVG text.
 
@@ -101,6 +102,7 @@ def draw(
         legend: kind and text of each line of the legend.
         lit: the state that is shown as the present one.
         counted: what the numbers on the chips are of; None where nothing was counted.
+        has_looks: whether it brings its own style; without, whoever shows it does.
     """
     drawn = list(arrows)
     height = HEIGHT if counted is None else HEAT_HEIGHT
@@ -109,7 +111,7 @@ def draw(
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
             'font-family="system-ui, -apple-system, Segoe UI, DejaVu Sans, sans-serif">',
             "<title>The six states of a Matriarch node and the rules between them</title>",
-            _style(_without_dashes(looks), is_counted=True) if counted is not None else _style(looks),
+            *_styles(looks, is_counted=counted is not None, has_looks=has_looks),
             _markers(looks),
             f'<rect class="page" width="{WIDTH}" height="{height}"/>',
             *(_line(arrow) for arrow in drawn),
@@ -158,12 +160,18 @@ def _middle(arrow: Arrow) -> Point:
 # ---- parts -----------------------------------------------------------------------------------------------------------
 
 
-def _style(looks: Mapping[str, tuple[str, str, str]], *, is_counted: bool = False) -> str:
+def _styles(looks: Mapping[str, tuple[str, str, str]], *, is_counted: bool, has_looks: bool) -> Iterable[str]:
+    if has_looks:
+        yield f"<style>{style(_without_dashes(looks) if is_counted else looks, is_counted=is_counted)}</style>"
+
+
+def style(looks: Mapping[str, tuple[str, str, str]], *, is_counted: bool = False) -> str:
+    """The drawing's looks as CSS, for light and dark. is_counted: for a picture with numbers."""
     widths = {"plain": "stroke-width:2", "bold": "stroke-width:4", "dashed": "stroke-width:2.5;stroke-dasharray:9 6"}
     light = [f".{k}{{stroke:{a};{widths[line]}}} .{k}-fill{{fill:{a}}}" for k, (a, _, line) in looks.items()]
     dark = [f".{k}{{stroke:{b}}} .{k}-fill{{fill:{b}}}" for k, (_, b, _) in looks.items()]
     return (
-        "<style>.page{fill:#ffffff} .box{fill:#f6f8fa;stroke:#8c959f;stroke-width:1.5}"
+        ".page{fill:#ffffff} .box{fill:#f6f8fa;stroke:#8c959f;stroke-width:1.5}"
         " .lit{fill:#1a7f37;stroke:#1a7f37} .name{fill:#1f2328;font-size:19px;font-weight:600}"
         " .small{fill:#59636e;font-size:13px} .on-lit{fill:#ffffff}"
         " .chip{fill:#ffffff;font-size:13px;font-weight:700} .way{fill:none}"
@@ -171,7 +179,7 @@ def _style(looks: Mapping[str, tuple[str, str, str]], *, is_counted: bool = Fals
         + f" {' '.join(light)}"
         " @media (prefers-color-scheme: dark){.page{fill:#0d1117} .box{fill:#161b22;stroke:#6e7681}"
         " .lit{fill:#2ea043;stroke:#2ea043} .name{fill:#e6edf3} .small{fill:#9198a1} .on-lit{fill:#ffffff}"
-        f" .chip{{fill:#0d1117}} {' '.join(dark)}}}</style>"
+        f" .chip{{fill:#0d1117}} {' '.join(dark)}}}"
     )
 
 
@@ -205,7 +213,8 @@ def _box(state: State, caption: str, *, is_lit: bool) -> str:
     lit = ("lit", "on-lit") if is_lit else ("", "")
     corner = f'x="{x - BOX_WIDTH / 2:.0f}" y="{y - BOX_HEIGHT / 2:.0f}"'
     return (
-        f'<g><rect class="box {lit[0]}" {corner} width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="14"/>'
+        f'<g data-state="{state}"><rect class="box {lit[0]}" {corner} '
+        f'width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="14"/>'
         f'<text class="name {lit[1]}" x="{x}" y="{y - 3}" text-anchor="middle">{state}</text>'
         f'<text class="small {lit[1]}" x="{x}" y="{y + 18}" text-anchor="middle">{escape(caption)}</text></g>'
     )
@@ -231,7 +240,8 @@ def _chips(arrow: Arrow) -> str:
 def _chip(at: Point, chip: Chip, kind: str) -> str:
     x, y = at
     return (
-        f'<g><title>{escape(chip.told)}</title><rect class="{kind}-fill" x="{x:.1f}" y="{y:.1f}" width="{CHIP_WIDTH}" '
+        f'<g data-rule="{escape(chip.label)}"><title>{escape(chip.told)}</title>'
+        f'<rect class="{kind}-fill" x="{x:.1f}" y="{y:.1f}" width="{CHIP_WIDTH}" '
         f'height="{CHIP_HEIGHT}" rx="7"/><text class="chip" x="{x + CHIP_WIDTH / 2:.1f}" y="{y + 15.5:.1f}" '
         f'text-anchor="middle">{escape(chip.label)}</text></g>'
     )

@@ -1,0 +1,1 @@
+"""The web page's own files; api/web.py serves them."""
