@@ -397,6 +397,7 @@ class Agent:
                     at_ms=self.now_ms(),
                     pid=server.pid if server else None,
                     armed_until_ms=self.fence.armed_until_ms if server else None,
+                    is_adopted=server is not None and server is not self.fence.child,
                     watchdog_s=self.fence.watchdog_s,
                 )
             )

@@ -25,6 +25,8 @@ class Fence:
         self.notify: Callable[[str, Server], None] = lambda _, __: None
         """Tells the agent what happened to a server: spawned, exited."""
         host.on_end = self._noticed
+        self.child: Server | None = None
+        """The server that this very process started."""
         self.on_any_end: Callable[[Server], None] = lambda _: None
 
     def arm(self, until_ms: int | None) -> None:
@@ -39,7 +41,7 @@ class Fence:
         """Start the server as a child."""
         self.arm(armed_until_ms)
         self.has_fired = False
-        server = self._host.start(in_recovery=in_recovery)
+        server = self.child = self._host.start(in_recovery=in_recovery)
         self.notify("spawned", server)
         return server
 
@@ -62,7 +64,7 @@ class Fence:
     def die(self) -> None:
         """The fence is killed: the kernel sends its server SIGQUIT. Source: prctl(2), PR_SET_PDEATHSIG."""
         self._kernel.kill(self.process)
-        self.watchdog_s = None
+        self.watchdog_s = self.child = None
         self.died.fire()
         server = self._host.server
         if server is not None:
