@@ -22,6 +22,8 @@ from fsm.wire import is_barred_by_tags
 RULE_BY_ID = {rule.id: rule for rule in TABLE}
 MAKES_A_PRIMARY = (do.Promote, do.StartPrimary)
 NEVER_ANSWERED = (do.Exit, do.BecomeNewAgent)
+FOR_ANYBODY = (do.ChangeConfig,)
+"""What any node does when it is asked; until when is who asked's own affair."""
 OVERDUE_MS = 10_000
 """How long after an effect's deadline, counted while the agent takes events, its outcome is surely missing."""
 GAP_MS = 1_000
@@ -200,7 +202,7 @@ class NodeCheck:
             self._judge("fence", account.now_ms < effect.until_ms <= account.deadline_ms, entry.seq, told)
         if isinstance(effect, do.TakeLeaderKey):
             self._check_taking(entry, effect, view)
-        elif (valid_ms := getattr(effect, "valid_until_ms", None)) is not None:
+        elif not isinstance(effect, FOR_ANYBODY) and (valid_ms := getattr(effect, "valid_until_ms", None)) is not None:
             told = f"{issued.duty} at {account.now_ms} until {valid_ms}; the leadership ends at {account.deadline_ms}"
             self._judge("deadline", account.now_ms < valid_ms <= account.deadline_ms, entry.seq, told)
 

@@ -16,6 +16,7 @@ from fsm.verify.findings import CHECKS, Book
 from fsm.verify.node import NodeCheck
 from fsm.view import View
 from fsm.wire import SyncKey, sync_text
+from tests.fsm.test_operations_stories import ask_config
 from tests.fsm.world import MIB, World, is_settled_leader, leader_with_standbys, replica_of
 
 Log = list[Entry]
@@ -72,6 +73,16 @@ def test_story_of_an_election_is_looked_at_by_every_check_of_one_node_and_holds(
     assert book.findings == []
     alone = [*CHECKS][: [*CHECKS].index("keys")]
     assert [check for check in alone if not book.looked[check]] == []
+
+
+@pytest.mark.parametrize("make", [lambda: leader_with_standbys("n2"), lambda: replica_of("n2")])
+def test_change_of_the_configuration_is_not_held_to_a_leadership(make: Callable[[], World]) -> None:
+    """Any node writes it, whether it leads or not, and also a leader whose lease ends before who asked gives up."""
+    world = make()
+    ask_config(world, '{"ttl":20}', world.keys["config"].mod_revision)
+    world.wait(2_000)
+    assert world.orders(do.ChangeConfig)
+    assert verified(log_of(world)).findings == []
 
 
 # ---- logs that break one promise -------------------------------------------------------------------------------------
