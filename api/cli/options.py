@@ -1,7 +1,8 @@
 """Options that several commands share, and where they lead."""
 
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -38,6 +39,19 @@ def opened_logs(sources: Sequence[str], config: Path | None) -> Iterator[list[Pa
             else:
                 logs += log_directories((Path(source),), None)
         yield logs if sources else log_directories((), config)
+
+
+@contextmanager
+def progress_over(logs: Sequence[Path], label: str, *, is_hidden: bool) -> Iterator[Callable[[int], None]]:
+    """A bar for reading some logs, on stderr where somebody looks at it.
+
+    Yields what is told how many bytes were read since it was told last.
+    """
+    files = [file for log in logs for file in ([log] if log.is_file() else log.glob(SEGMENT_PATTERN))]
+    total_bytes = sum(file.stat().st_size for file in files)
+    hidden = is_hidden or not sys.stderr.isatty()
+    with click.progressbar(length=total_bytes, label=label, hidden=hidden, file=sys.stderr) as bar:
+        yield bar.update
 
 
 def log_directories(paths: tuple[Path, ...], config: Path | None) -> list[Path]:

@@ -1,12 +1,11 @@
 """`matriarch postmortem`: what happened to a cluster, told from the logs of its nodes."""
 
-import sys
 from pathlib import Path
 
 import click
 import msgspec
 
-from api.cli.options import config_option, json_option, opened_logs
+from api.cli.options import config_option, json_option, opened_logs, progress_over
 from api.report.page import report_html, tales_of, wanted_entries
 from api.text import printable
 from effects.chronicles import read_chronicle, read_entries_of
@@ -45,10 +44,8 @@ def postmortem(sources: tuple[str, ...], config: Path | None, output: Path | Non
 def _read(logs: list[Path], output: Path | None, *, is_quiet: bool) -> Chronicle:
     from api.cli.main import own_version
 
-    total_bytes = sum(file.stat().st_size for log in logs for file in ([log] if log.is_file() else log.glob("*.jsonl")))
-    hidden = is_quiet or not sys.stderr.isatty()
-    with click.progressbar(length=total_bytes, label="reading", hidden=hidden, file=sys.stderr) as bar:
-        chronicle = read_chronicle(logs, bar.update)
+    with progress_over(logs, "reading", is_hidden=is_quiet) as progress:
+        chronicle = read_chronicle(logs, progress)
     if output is not None:
         entries = read_entries_of(logs, wanted_entries(chronicle))
         write_atomically(output, report_html(chronicle, entries, own_version()), mode=REPORT_MODE)

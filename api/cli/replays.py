@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from api.cli.options import config_option, json_option, opened_logs
+from api.cli.options import config_option, json_option, opened_logs, progress_over
 from effects.clock import now_ms
 from effects.log_reader import read_log
 from fsm.replay import Replay, Verdict
@@ -36,7 +36,7 @@ def replay(sources: tuple[str, ...], config: Path | None, as_json: bool) -> int:
 def _replay_one(path: Path, *, quiet: bool) -> Verdict:
     run = Replay()
     began_ms = now_ms()
-    with click.progressbar(length=_bytes(path), label=f"replaying {path.name}", hidden=quiet) as bar:
+    with progress_over([path], f"replaying {path.name}", is_hidden=quiet) as progress:
         done = 0
         reading = read_log([path])
         for line in reading:
@@ -44,7 +44,7 @@ def _replay_one(path: Path, *, quiet: bool) -> Verdict:
                 break
             done += len(line.body)
             if run.verdict.entries % PROGRESS_EVERY == 0:
-                bar.update(done)
+                progress(done)
                 done = 0
     for torn in reading.torn:
         click.echo(f"{torn.path}:{torn.line_number}: {torn.torn_bytes} bytes of an unfinished line, left out", err=True)
@@ -54,11 +54,6 @@ def _replay_one(path: Path, *, quiet: bool) -> Verdict:
             f"{run.verdict.entries} entries in {seconds:.1f} s: {run.verdict.entries / seconds:,.0f}/s", err=True
         )
     return run.verdict
-
-
-def _bytes(path: Path) -> int:
-    files = [path] if path.is_file() else list(path.glob("*.jsonl"))
-    return sum(file.stat().st_size for file in files)
 
 
 def verdict_text(verdict: Verdict) -> str:

@@ -1,11 +1,10 @@
 """`matriarch verify`: what must hold of a cluster's logs, whatever happened to it."""
 
-import sys
 from pathlib import Path
 
 import click
 
-from api.cli.options import config_option, json_option, opened_logs
+from api.cli.options import config_option, json_option, opened_logs, progress_over
 from api.text import printable
 from effects.verifying import Read, Verification, encode_verification, verify_logs
 from fsm.verify.findings import CHECKS
@@ -21,11 +20,8 @@ def verify(sources: tuple[str, ...], config: Path | None, as_json: bool) -> int:
     Each log by itself: replay, moves, outcomes, lease, fence, who may lead. All together, by etcd's revisions: who led,
     what the keys said, timelines, positions. Exit status 1 if anything was found.
     """
-    with opened_logs(sources, config) as logs:
-        total_bytes = sum(f.stat().st_size for log in logs for f in ([log] if log.is_file() else log.glob("*.jsonl")))
-        hidden = as_json or not sys.stderr.isatty()
-        with click.progressbar(length=total_bytes, label="verifying", hidden=hidden, file=sys.stderr) as bar:
-            found = verify_logs(logs, bar.update)
+    with opened_logs(sources, config) as logs, progress_over(logs, "verifying", is_hidden=as_json) as progress:
+        found = verify_logs(logs, progress)
     if as_json:
         click.echo(encode_verification(found).decode())
     else:

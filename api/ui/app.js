@@ -40,7 +40,7 @@ function draw() {
   const { since, until } = range();
   if (shown.isLive) shown.at = until;
   const { at } = shown;
-  const { primaries } = drawTopology(place("topology"), shown.logs, at, shown.chosen, choose);
+  const primaries = drawTopology(place("topology"), shown.logs, at, shown.chosen, choose);
   drawLanes(place("lanes"), shown.logs, { since, until, at, chosen: shown.chosen, choose: pointed });
   drawMachines(place("machines"), shown.logs, at);
   const found = visible(shown.chosen ? [shown.chosen] : shown.logs, at, wanted(), because);

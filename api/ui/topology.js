@@ -13,7 +13,7 @@ export function drawTopology(parent, logs, at, chosen, choose) {
   standings.sort((a, b) => rank(a) - rank(b) || a.log.name.localeCompare(b.log.name));
   const sync = new Set(primaries.flatMap((s) => namesIn(s.probe.synchronous_standby_names ?? "")));
   show(parent, ...standings.map((standing) => card(standing, { head, sync, isChosen: chosen === standing.log, choose })));
-  return { primaries: primaries.map((s) => s.log.name), head };
+  return primaries.map((s) => s.log.name);
 }
 
 function rank({ state }) {

@@ -17,7 +17,6 @@ ELECTION_TIMEOUT_US = 1 * S
 """etcd's default. A new Raft leader gives leases this much beyond their whole time. Source: etcd, lessor.Promote."""
 TTL_MIN_S = 2
 """What a lease lives at least: one and a half election timeouts, in whole seconds. Source: etcd, lease.MinLeaseTTL."""
-LATE_MAX_US = 60 * S
 """How long a request may lie in the buffers of a connection that its client has given up."""
 REFUSED_US = 300
 

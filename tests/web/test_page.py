@@ -96,8 +96,9 @@ async def test_history_is_shown_when_the_scrubber_is_moved_back(real: RealCluste
     old = next(node.name for node in real.cluster.nodes if node.name != real.primary and _led(real, node.name))
     is_old = f"document.getElementById('summary').innerText.startsWith({json.dumps(f'{old} is the primary')})"
     for _ in range(40):  # move by move, as far back as the logs reach
+        before = json.dumps(page.text("#instant"))
         page.press("ArrowLeft", shift=True)
-        page.run("new Promise((wake) => setTimeout(wake, 50))")
+        page.until(f"document.getElementById('instant').innerText !== {before}")
         if page.run(is_old):
             break
     page.until(is_old)
